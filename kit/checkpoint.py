@@ -1,0 +1,142 @@
+"""What a checkpoint holds, how it is written and how it is read safely.
+
+One file that plain `torch.load(path, weights_only=True)` opens: tensors and plain Python, in torch's own zip format.
+Keys: `epoch` (completed, validation included), `model_state_dict` (raw, fp32), `optimizer_state_dict`,
+`scheduler_state_dict`, `best_map`, `config`, `ema_state_dict`, `scaler_state_dict`, `progress`, `rng_state`,
+`history`, `run_id`, `format_version`, `versions`; the trainer adds `gradients`, `loop` and `architecture`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import serialization
+
+from kit import storage
+from kit.errors import CheckpointError
+
+FORMAT = 1
+LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
+KEYS = (
+    "epoch",
+    "model_state_dict",
+    "optimizer_state_dict",
+    "scheduler_state_dict",
+    "best_map",
+    "config",
+    "ema_state_dict",
+    "scaler_state_dict",
+    "progress",
+    "rng_state",
+    "history",
+    "run_id",
+    "format_version",
+    "versions",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is worth knowing of a checkpoint before it is loaded.
+
+    Attributes:
+        epoch: Epochs completed, validation included.
+        epochs: Epochs in all.
+        batch: Batches done of the epoch that comes next.
+        batches: Batches per epoch.
+        global_step: Batches done since the run began.
+        best_map: Best validation mAP50-95 so far, or None before the first validation.
+        run_id: Same for every checkpoint of a run.
+        saved: When it was written, in Unix seconds.
+    """
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    global_step: int
+    best_map: float | None
+    run_id: str
+    saved: float
+
+    @property
+    def position(self) -> str:
+        """The position in words."""
+        return f"epoch {self.epoch}/{self.epochs}" + (f", batch {self.batch}/{self.batches}" if self.batch else "")
+
+
+def summarize(state: dict[str, Any]) -> Summary:
+    """Return the summary of a checkpoint that was read."""
+    progress = state["progress"]
+    return Summary(
+        epoch=state["epoch"],
+        epochs=progress["epochs"],
+        batch=progress["batch"],
+        batches=progress["batches"],
+        global_step=progress["global_step"],
+        best_map=state["best_map"],
+        run_id=state["run_id"],
+        saved=progress["saved"],
+    )
+
+
+def write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint into an open file."""
+    serialization.save(state, file)  # Ultralytics puts a retry into torch.save, which would go on in mid-file
+
+
+def load(path: Path) -> Any:
+    """Open a file of tensors and plain values; the tensors stay on disk until they are touched."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def read(path: Path, load: Callable[[Path], Any] = load) -> dict[str, Any]:
+    """Verify a checkpoint and read it, executing nothing.
+
+    Args:
+        path: The file.
+        load: What opens it; the trainer has one that knows the model classes in a `best.pt`.
+
+    Returns:
+        The checkpoint, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another format, or holds more than tensors and plain values.
+    """
+    storage.verify(path)
+    try:
+        state = load(path)
+    except pickle.UnpicklingError as error:
+        name = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        raise CheckpointError(
+            f"'{path}' was refused: it holds {name or 'objects'}, which is code, not weights. Nothing was executed."
+        ) from None
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"'{path}' is not a checkpoint: {' '.join(str(error).split())[:200]}.") from error
+    missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise CheckpointError(f"'{path}' is not a checkpoint of this kit: it has no '{missing[0]}'.")
+    if state["format_version"] > FORMAT:
+        raise CheckpointError(
+            f"'{path}' has format {state['format_version']} and this kit reads up to {FORMAT}: update the kit."
+        )
+    return dict(state)
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy's numbers, paths and named tuples into what `weights_only` loading accepts; tensors stay."""
+    if value is None or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(plain(item) for item in value)
+    for kind in (bool, int, float, str):  # numpy.float64 is a float, and pickles as numpy's own
+        if isinstance(value, kind):
+            return kind(value)
+    return value.item() if hasattr(value, "item") else str(value)

@@ -1,0 +1,117 @@
+"""The command line: `python -m kit train | status | find | verify | doctor | notebook`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kit import config as config_module, session, status, storage, worker
+from kit.errors import KitError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 good, 75 stopped and resumable, 2 bad input, 1 anything else."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        return code
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kit", description=__doc__.partition(":")[0] if __doc__ else None)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    train = command("train", _train, "Train, going on from the newest good checkpoint.")
+    train.add_argument("--config", metavar="FILE", help="default: configs/kaggle_config.yaml on Kaggle, else quickstart")
+    train.add_argument("--resume", default="auto", metavar="auto|never|FILE", help="default: auto")
+    train.add_argument("settings", nargs="*", metavar="key=value", help="an Ultralytics setting, or kit.NAME")
+    for name, function, text in (
+        ("status", _status, "Say how a run is getting on."),
+        ("find", _find, "List the checkpoints within reach, and which one a resume takes."),
+    ):
+        added = command(name, function, text)
+        added.add_argument("--config", metavar="FILE")
+        added.add_argument("settings", nargs="*", metavar="key=value")
+        added.add_argument("--json", action="store_true", help="print JSON")
+    command("verify", _verify, "Compare every byte of checkpoints with their checksums.").add_argument(
+        "files", nargs="+", type=Path, metavar="FILE"
+    )
+    command("doctor", _doctor, "Say where this is and what it has.")
+    command("notebook", _notebook, "Write notebooks/train.ipynb anew.")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    if worker.is_worker():
+        return worker.main(config_module.load(options.config, options.settings), options.resume)
+    from kit import launch
+
+    def follow(text: str, config: object) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    return launch.run(options.config, options.settings, options.resume, follow).code
+
+
+def _status(options: argparse.Namespace) -> int:
+    folder = config_module.load(options.config, options.settings).run_folder
+    values = status.read(folder)
+    if options.json:
+        print(json.dumps(values, indent=1))
+    elif not values:
+        print(f"No run in {folder} yet.")
+    else:
+        place = f"epoch {values.get('epoch', 0)}/{values.get('epochs')}, batch {values.get('batch', 0)}"
+        print(f"{folder}: {values.get('state')}, {place}/{values.get('batches', '?')}, best mAP {values.get('best_map')}")
+    return 0
+
+
+def _find(options: argparse.Namespace) -> int:
+    from kit import discovery
+
+    found = discovery.scan(config_module.load(options.config, options.settings).run_folder)
+    if options.json:
+        print(json.dumps([candidate.to_dict() for candidate in found], indent=1))
+    for candidate in found if not options.json else ():
+        print(f"{candidate.path}: {candidate.problem or candidate.summary.position}")  # type: ignore[union-attr]
+    if not found and not options.json:
+        print("No checkpoint found.")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    worst = 0
+    for path in options.files:
+        try:
+            storage.verify(path)
+            print(f"{path}: good")
+        except KitError as error:
+            print(error)
+            worst = error.exit_code
+    return worst
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    print("\n".join(f"{name}: {value}" for name, value in session.report().items()))
+    return 0
+
+
+def _notebook(options: argparse.Namespace) -> int:
+    from kit import notebook
+
+    print(notebook.write())
+    return 0

@@ -1,0 +1,214 @@
+"""Settings: defaults < YAML file < `key=value`, all of it checked before anything is started.
+
+A config is Ultralytics' own training settings by their own names and a block `kit:` with the kit's. The names, the
+defaults and the types of Ultralytics' settings are read from the `default.yaml` of the installed version, which
+needs no import of ultralytics (and so of torch).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kit import session
+from kit.errors import ConfigError
+
+NOT_YOURS = {  # the kit's own business, with the way to the same end
+    "resume": "use --resume auto, never or FILE",
+    "project": "use kit.run=runs/NAME",
+    "name": "use kit.run=runs/NAME",
+    "save_dir": "use kit.run=runs/NAME",
+    "mode": "the kit only trains",
+    "time": "it rewrites the schedule as it goes; use kit.session_hours to stop in time and go on later",
+    "compile": "compiled kernels are not the same from session to session, which would cost exact resume",
+    "distill_model": "the teacher's state is not part of a checkpoint, which would cost exact resume",
+    "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
+    "cfg": "use --config FILE",
+}
+FREE = {"epochs", "patience", "workers", "device", "plots", "data", "verbose"}  # may change from session to session
+
+
+@dataclass(frozen=True)
+class KitSettings:
+    """The block `kit:` of a config."""
+
+    run: str = "runs/train"
+    max_lost_s: float = 30.0
+    max_cost_percent: float = 1.0
+    session_hours: float | str = "auto"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One checked set of settings.
+
+    Attributes:
+        train: Ultralytics' settings that differ from its defaults.
+        kit: The kit's own settings.
+    """
+
+    train: dict[str, Any] = field(default_factory=dict)
+    kit: KitSettings = field(default_factory=KitSettings)
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder, below the working folder."""
+        return session.working() / self.kit.run
+
+    def get(self, name: str) -> Any:
+        """Return a training setting or its default."""
+        return self.train.get(name, defaults()[name][0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain values, in the form of its YAML file."""
+        return {**self.train, "kit": asdict(self.kit)}
+
+
+def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Read and check a config.
+
+    Args:
+        path: A YAML file; the default is `configs/kaggle_config.yaml` on Kaggle, else `configs/quickstart.yaml`.
+        settings: What to change in it, as `key=value` words or as a mapping; the kit's keys are dotted (`kit.run`).
+
+    Raises:
+        ConfigError: Something is missing, unknown, refused or of the wrong type.
+    """
+    if path is None:
+        path = session.REPOSITORY / "configs" / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
+    merged = _read(Path(path))
+    block = merged.pop("kit", None) or {}
+    if not isinstance(block, dict):
+        raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
+    merged.update({f"kit.{key}": value for key, value in block.items()})
+    merged.update(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings)))
+    for name, value in merged.items():
+        _check(name, value)
+    own = {name.removeprefix("kit."): value for name, value in merged.items() if name.startswith("kit.")}
+    train = {name: value for name, value in merged.items() if not name.startswith("kit.")}
+    config = Config({k: v for k, v in train.items() if v != defaults()[k][0]}, KitSettings(**own))
+    for name in ("model", "data"):
+        if not config.get(name):
+            raise ConfigError(f"The setting '{name}' is missing: give {name}=... or put it into '{path}'.")
+    return config
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Rebuild the config that `Config.to_dict` wrote; settings that this version does not know are left out."""
+    known = {f.name for f in fields(KitSettings)}
+    own = {k: v for k, v in dict(values.get("kit") or {}).items() if k in known}
+    return Config({k: v for k, v in values.items() if k in defaults()}, KitSettings(**own))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """List the settings, as `name: old -> new`, that differ and may not change within a run."""
+    names = sorted((set(old.train) | set(new.train)) - FREE)
+    pairs = [(name, old.get(name), new.get(name)) for name in names]
+    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if _essence(name, a) != _essence(name, b)]
+
+
+def _essence(name: str, value: Any) -> Any:
+    """A model file may lie in another folder in the next session."""
+    return Path(str(value)).name if name == "model" else value
+
+
+def parse_word(word: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML does, and `1e-3` as a number.
+
+    Raises:
+        ConfigError: There is no `=`.
+    """
+    name, equals, text = word.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"'{word}' is not a setting: write key=value, for example epochs=50.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return name.strip(), _number(value)
+
+
+@functools.cache
+def defaults() -> dict[str, tuple[Any, frozenset[str]]]:
+    """Return name -> (default, types) of Ultralytics' settings, from the file that documents them.
+
+    Its lines read `epochs: 100 # (int) number of epochs to train for`.
+
+    Raises:
+        ConfigError: ultralytics is not installed.
+    """
+    spec = importlib.util.find_spec("ultralytics")
+    if spec is None or spec.origin is None:
+        raise ConfigError("ultralytics is not installed: run `pip install -r requirements.txt`.")
+    text = (Path(spec.origin).parent / "cfg" / "default.yaml").read_text(encoding="utf-8")
+    types = {
+        match[1]: frozenset(re.split(r"[|,\s]+", match[2])) | ({"optional"} if "optional" in match[2] else set())
+        for match in re.finditer(r"^(\w+):.*?#\s*\(([^)]*)\)", text, re.MULTILINE)
+    }
+    return {name: (value, types.get(name, frozenset())) for name, value in yaml.safe_load(text).items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config '{path}' cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The config '{path}' must hold `name: value` lines but holds {type(values).__name__}.")
+    return {str(name): value if name == "kit" else _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes `1e-3` for a text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _check(name: str, value: Any) -> None:
+    own = {f"kit.{f.name}" for f in fields(KitSettings)}
+    if name in NOT_YOURS and value != defaults().get(name, (None,))[0]:
+        raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here: {NOT_YOURS[name]}.")
+    if name in own:
+        return _check_own(name.removeprefix("kit."), value)
+    if name not in defaults():
+        close = difflib.get_close_matches(name, [*defaults(), *own], n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else "see configs/kaggle_config.yaml for the names."
+        raise ConfigError(f"There is no setting '{name}' (given: {value!r}): {hint}")
+    types = defaults()[name][1]
+    if types and not _fits(value, types):
+        wanted = " or ".join(sorted(t for t in types if t in _PYTHON))
+        raise ConfigError(f"The setting '{name}' must be {wanted} but got {value!r} ({type(value).__name__}).")
+
+
+_PYTHON: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": (tuple, list), "list[int]": list}
+
+
+def _fits(value: Any, types: frozenset[str]) -> bool:
+    if value is None:
+        return "optional" in types
+    if isinstance(value, bool):
+        return "bool" in types
+    if isinstance(value, int) and types & {"float", "int"}:
+        return "float" in types or "int" in types
+    return any(isinstance(value, _PYTHON[t]) and t != "bool" for t in types if t in _PYTHON)
+
+
+def _check_own(name: str, value: Any) -> None:
+    positive = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if name == "run":
+        if not isinstance(value, str) or not value or Path(value).is_absolute() or ".." in Path(value).parts:
+            raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
+    elif not positive and not (name == "session_hours" and value == "auto"):
+        wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"
+        raise ConfigError(f"The setting 'kit.{name}' must be {wanted} but got {value!r}.")

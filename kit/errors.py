@@ -1,0 +1,67 @@
+"""Everything that the kit raises on purpose.
+
+KitError                    exit code 1
+├── InputError              2: what was given cannot be used; nothing was written or lost
+│   ├── ConfigError         a setting or a config file
+│   ├── DataError           a data set
+│   ├── ModelError          a model file
+│   ├── CheckpointError     a file that is no whole checkpoint of this kit
+│   ├── MismatchError       a good checkpoint that belongs to other settings
+│   └── StorageError        a folder or a disk that cannot take what has to be written
+├── BusyError               1: another process holds the run folder
+└── Stopped                 75: stopped before the end, with a good latest.pt
+
+A message says what, the value, and the next step. The command line prints it as one sentence, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class KitError(Exception):
+    """Base of all the kit's exceptions; `exit_code` is what `python -m kit train` returns for it."""
+
+    exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in a notebook, where IPython asks for the traceback's text."""
+        return [f"\x1b[31merror:\x1b[0m {self}"]
+
+
+class InputError(KitError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A setting or a config file is missing, unknown or of the wrong type."""
+
+
+class DataError(InputError):
+    """A data set is missing or broken."""
+
+
+class ModelError(InputError):
+    """A model file is missing or broken."""
+
+
+class CheckpointError(InputError):
+    """A file is not a whole checkpoint of this kit."""
+
+
+class MismatchError(InputError):
+    """A good checkpoint belongs to other settings than the ones given."""
+
+
+class StorageError(InputError):
+    """A folder or a disk cannot take what has to be written."""
+
+
+class BusyError(KitError):
+    """Another process writes into the run folder."""
+
+
+class Stopped(KitError):
+    """Training stopped before its end; `latest.pt` is good, and running again goes on."""
+
+    exit_code = 75

@@ -1,0 +1,170 @@
+"""Start, watch and stop the training process.
+
+Training runs in a child: a crash leaves the notebook's kernel alive, and the GPU's memory is free afterwards. The
+child has a process group of its own, so that only this parent forwards a stop; it writes to `train.log`, never into a
+pipe, and this parent follows the file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import config as config_module, data, session, status, storage
+from kit.config import Config
+from kit.errors import CheckpointError
+from kit.storage import Lock
+from kit.worker import PARENT
+
+LOG = "train.log"
+POLL_S = 0.1
+REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training process ended.
+
+    Attributes:
+        code: 0 finished, 75 stopped with a good checkpoint, 2 bad input, 1 anything else.
+        status: The last that it wrote into `status.json`.
+        folder: The run folder.
+    """
+
+    code: int
+    status: dict[str, Any]
+    folder: Path
+
+    @property
+    def error(self) -> str:
+        """What went wrong, from the end of the log; empty when nothing did."""
+        if self.code in (0, 75):
+            return ""
+        lines = (self.folder / LOG).read_text(errors="replace").splitlines() if (self.folder / LOG).exists() else []
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return said[-1] if said else "\n".join(lines[-15:])
+
+
+def run(
+    path: str | Path | None,
+    words: Sequence[str],
+    resume: str = "auto",
+    follow: Callable[[str, Config], None] = lambda text, config: None,
+) -> Outcome:
+    """Check the settings, start a training process and wait for its end.
+
+    Args:
+        path: Of the config file.
+        words: Settings as `key=value`.
+        resume: `auto`, `never` or the path of a checkpoint.
+        follow: Called ten times a second with what the log has got since, and the config.
+
+    Raises:
+        InputError: Something given cannot be used; nothing was started or written.
+    """
+    config = config_module.load(path, words)
+    data.resolve(str(config.get("data")))
+    if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
+        raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
+    folder = config.run_folder
+    new = not folder.exists()
+    storage.make_folder(folder)
+    if resume == "never" and (folder / "checkpoints").exists():
+        _set_aside(folder)
+    command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
+    if path is not None:
+        command += ["--config", str(path)]
+    code = _watch(command, folder, lambda text: follow(text, config))
+    outcome = Outcome(code, status.read(folder), folder)
+    if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
+        error = outcome.error
+        shutil.rmtree(folder)  # it was made above and holds nothing but this failure
+        outcome = Failure(code, {}, folder, error)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Failure(Outcome):
+    """An outcome that left no run folder behind."""
+
+    message: str = ""
+
+    @property
+    def error(self) -> str:
+        """What went wrong."""
+        return self.message
+
+
+def _set_aside(folder: Path) -> None:
+    lock = Lock(folder / ".lock")
+    lock.acquire()
+    try:
+        print(f"The old run was moved to {storage.set_aside(folder)}", flush=True)
+    finally:
+        lock.release()
+    storage.make_folder(folder)
+
+
+def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> int:
+    environment = {
+        **os.environ,
+        PARENT: str(os.getpid()),
+        "KIT_SESSION_START": str(session.started()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(session.REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+    log = folder / LOG
+    with open(log, "ab") as output, open(log, "rb") as tail, _forwarding() as asked:
+        tail.seek(0, os.SEEK_END)
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+        )
+        sent = 0
+        try:
+            while child.poll() is None:
+                follow(tail.read().decode(errors="replace"))
+                if len(asked) > sent:
+                    sent = len(asked)
+                    child.send_signal(signal.SIGTERM)
+                time.sleep(POLL_S)
+        except BaseException:
+            child.terminate()  # a failing follower must not leave training behind
+            child.wait()
+            raise
+        follow(tail.read().decode(errors="replace"))
+        if child.returncode < 0:
+            with open(log, "a") as file:
+                file.write(f"error: The training process was ended by {signal.Signals(-child.returncode).name}: ")
+                file.write("run again to go on from the last checkpoint.\n")
+            follow(tail.read().decode(errors="replace"))
+    return child.returncode if child.returncode >= 0 else 1
+
+
+@contextmanager
+def _forwarding() -> Iterator[list[float]]:
+    """Collect requests to stop, one per `REPEAT_S`, instead of being interrupted by them."""
+    asked: list[float] = []
+
+    def ask(number: int, frame: object) -> None:
+        if not asked or time.monotonic() - asked[-1] > REPEAT_S:
+            asked.append(time.monotonic())
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

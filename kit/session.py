@@ -1,0 +1,112 @@
+"""Where am I: on Kaggle or not, interactive or batch, which folders, which GPUs, how much time is left.
+
+Nothing here imports torch or makes a CUDA context. Importing does nothing: every fact is looked up when it is asked
+for, so a test (or a user) sets the environment and asks again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
+
+
+def on_kaggle() -> bool:
+    """Tell Kaggle by its own variable; `COLAB_RELEASE_TAG` is set there too and tells nothing."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def run_type() -> str:
+    """Return 'interactive' or 'batch' on Kaggle, 'local' elsewhere."""
+    return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "local").lower()
+
+
+def working() -> Path:
+    """Return the folder that is kept: `$KIT_WORKING`, `/kaggle/working`, or the current one."""
+    return _folder("KIT_WORKING", "/kaggle/working", Path.cwd())
+
+
+def inputs() -> Path:
+    """Return the folder of attached data sets, read-only: `$KIT_INPUT` or `/kaggle/input`."""
+    return _folder("KIT_INPUT", "/kaggle/input", Path("/kaggle/input"))
+
+
+def scratch() -> Path:
+    """Return a folder of this user's for what may be lost: `$KIT_SCRATCH`, `/kaggle/temp`, or the system's.
+
+    Raises:
+        PermissionError: The folder belongs to somebody else, who could plant files in it.
+    """
+    base = _folder("KIT_SCRATCH", "/kaggle/temp", Path(tempfile.gettempdir()))
+    folder = base / f"kit-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.lstat()
+    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
+        raise PermissionError(f"'{folder}' belongs to another user: set KIT_SCRATCH to a folder of yours.")
+    return folder
+
+
+def _folder(variable: str, kaggle: str, elsewhere: Path) -> Path:
+    if os.environ.get(variable):
+        return Path(os.environ[variable]).expanduser().absolute()
+    return Path(kaggle) if on_kaggle() else elsewhere
+
+
+def started() -> float:
+    """Return when the session began, in Unix seconds.
+
+    That is `$KIT_SESSION_START`, on Kaggle the container's start, elsewhere this process's.
+    """
+    if os.environ.get("KIT_SESSION_START"):
+        return float(os.environ["KIT_SESSION_START"])
+    process = Path("/proc/1/stat" if on_kaggle() else "/proc/self/stat")
+    try:  # proc(5): field 22 is the start of the process in clock ticks after boot
+        ticks = int(process.read_text().rpartition(")")[2].split()[19])
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return time.time()
+
+
+def deadline(hours: float | str) -> float | None:
+    """Return when the session ends, in Unix seconds, or None where there is no limit.
+
+    Args:
+        hours: Length of the session in hours, or 'auto': Kaggle's limit on Kaggle, none elsewhere.
+    """
+    if hours == "auto":
+        if not on_kaggle():
+            return None
+        hours = HOURS["tpu" if os.environ.get("TPU_NAME") or os.environ.get("TPU_ACCELERATOR_TYPE") else "gpu"]
+    return started() + float(hours) * 3600
+
+
+def gpus() -> list[str]:
+    """Return the names of the GPUs, as `nvidia-smi` gives them."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+
+
+def prepare_environment() -> None:
+    """Keep Ultralytics quiet and at home; call it before the first import of ultralytics.
+
+    Its settings and downloads go to scratch, it does not look for the internet, and a model file is read through its
+    allow-list of classes. A variable that is set already is left alone.
+    """
+    for name, value in {
+        "YOLO_CONFIG_DIR": str(scratch()),
+        "YOLO_OFFLINE": "true",
+        "YOLO_VERBOSE": "false",
+        "ULTRALYTICS_SAFE_LOAD": "true",
+    }.items():
+        os.environ.setdefault(name, value)

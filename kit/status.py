@@ -1,0 +1,78 @@
+"""A run's progress, as a file: the trainer replaces `status.json`, dashboard and command line read it.
+
+News travels by files, never by import: trainer and dashboard do not know each other, and a page that was reloaded
+finds everything again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kit import storage
+from kit.errors import StorageError
+
+NAME = "status.json"
+EVERY = 0.25  # seconds between two writes, so that a fast loop is not slowed
+
+
+class Status:
+    """The progress of one run, written as it changes.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.values: dict[str, Any] = {"pid": os.getpid(), "messages": [], "warnings": []}
+        self._next = 0.0
+
+    def update(self, *, now: bool = False, **values: Any) -> None:
+        """Change values and write them, at most every `EVERY` seconds unless `now` is set.
+
+        A full disk does not end a training run: what could not be written is written the next time.
+        """
+        self.values.update(values)
+        if not now and not self.due():
+            return
+        self._next = time.monotonic() + EVERY
+        self.values["updated"] = time.time()
+        text = json.dumps(_plain(self.values), indent=1)
+        try:
+            storage.publish(self.path, lambda file: file.write(text.encode()), durable=False)
+        except StorageError:
+            pass
+
+    def due(self) -> bool:
+        """Tell whether the next update will be written."""
+        return time.monotonic() >= self._next
+
+    def say(self, line: str) -> None:
+        """Print one line for the user and keep it in the file, where the notebook finds it."""
+        print(line, flush=True)
+        self.update(now=True, messages=[*self.values["messages"], line])
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor numpy's and torch's numbers."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return what the run last said; empty where there is nothing readable."""
+    try:
+        values = json.loads((folder / NAME).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

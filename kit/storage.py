@@ -1,0 +1,249 @@
+"""The only door to disk: publish a file whole or not at all, verify it, lock a run folder.
+
+A file is published by writing a temporary one in the same folder, fsync, rename, fsync of the folder: across file
+systems a «move» is a copy, and a name must never point at half a file. The generation before is kept by hard link,
+made before the rename, so that no name ever points at nothing.
+
+Not covered: a disk that acknowledges an fsync and loses the data all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kit.errors import BusyError, CheckpointError, StorageError
+
+TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
+RESERVE = 64 << 20  # bytes that a write leaves free
+
+
+class Disk:
+    """The system calls that publishing makes, one method each: a test puts in a disk that fails at call n."""
+
+    def open(self, path: Path) -> BinaryIO:
+        """Create `path` for writing."""
+        return open(path, "wb")
+
+    def sync(self, file: BinaryIO) -> None:
+        """Wait until the bytes of `file` are on the disk."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def sync_folder(self, folder: Path) -> None:
+        """Wait until the names in `folder` are on the disk."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give `source` the second name `target`."""
+        os.link(source, target)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename, replacing what was there, in one step."""
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name that may be missing."""
+        path.unlink(missing_ok=True)
+
+    def free(self, folder: Path) -> int:
+        """Bytes free for this user."""
+        return shutil.disk_usage(folder).free
+
+
+DISK = Disk()
+
+
+def publish(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    previous: Path | None = None,
+    durable: bool = True,
+    disk: Disk = DISK,
+) -> None:
+    """Put a file at `path`, whole or not at all.
+
+    Args:
+        path: The name that readers know.
+        write: Writes the content to the open file that it is given.
+        previous: A name in the same folder that keeps the generation before.
+        durable: Wait for the disk. Progress that is rewritten every second need not.
+        disk: The system calls.
+
+    Raises:
+        StorageError: The disk refused; `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    second = temporary.with_name(temporary.name.replace(TEMPORARY, f".link{TEMPORARY}"))
+    try:
+        with disk.open(temporary) as file:
+            write(file)
+            if durable:
+                disk.sync(file)
+        if previous is not None and path.exists():
+            disk.link(path, second)
+            disk.replace(second, previous)
+            disk.unlink(second)  # renaming one name of a file to another of the same file leaves both
+        disk.replace(temporary, path)
+        if durable:
+            disk.sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"'{path}' could not be written: {reason(error)}.") from error
+    finally:
+        for leftover in (temporary, second):
+            try:
+                disk.unlink(leftover)
+            except OSError:
+                pass  # the next start sweeps it
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a published file a second name, replacing what had it."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
+    DISK.link(source, temporary)
+    DISK.replace(temporary, target)
+    DISK.unlink(temporary)
+
+
+def copy(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Publish a copy of a file that may lie on another file system."""
+    with open(source, "rb") as origin:
+        publish(target, lambda file: shutil.copyfileobj(origin, file, 1 << 20), disk=disk)
+
+
+def reason(error: OSError) -> str:
+    """Say what a disk error means and what to do."""
+    advice = {
+        errno.ENOSPC: "the disk is full, delete files that you do not need",
+        errno.EDQUOT: "the disk quota is used up, delete files that you do not need",
+        errno.EROFS: "the folder is read-only, choose another with KIT_WORKING",
+        errno.EACCES: "no permission to write there, choose another folder with KIT_WORKING",
+    }
+    return advice.get(error.errno or 0, error.strerror or str(error))
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and prove that it can be written.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}{TEMPORARY}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"The folder '{path}' cannot be written: {reason(error)}.") from error
+    return path
+
+
+def make_room(folder: Path, size: int, disk: Disk = DISK) -> None:
+    """Make sure that `size` bytes fit into `folder`.
+
+    Raises:
+        StorageError: They do not.
+    """
+    free = disk.free(folder)
+    if free < size + RESERVE:
+        need = (size + RESERVE) / 1e6
+        raise StorageError(
+            f"'{folder}' has {free / 1e6:.0f} MB free, and {need:.0f} MB are needed: delete files that you do not need."
+        )
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process left behind; call it with the lock held."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to a name that is free, and return that name."""
+    number, target = 1, path.with_name(f"{path.name}.bad" if path.is_file() else f"{path.name}-1")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.bad{number}" if path.is_file() else f"{path.name}-{number}")
+    path.rename(target)
+    return target
+
+
+def verify(path: Path) -> None:
+    """Read a checkpoint's bytes and compare each record with its CRC-32.
+
+    `torch.save` writes these checksums and `torch.load` never looks at them. The padding between records, 0.3 % of a
+    file, carries none.
+
+    Raises:
+        CheckpointError: The file is missing, cut off or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' does not exist.") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"'{path}' is not a whole checkpoint: {error}.") from error
+    if damaged is not None:
+        raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")
+
+
+class Lock:
+    """One writer per run folder, for as long as this process lives.
+
+    POSIX record locks (`fcntl.lockf`) belong to the process and die with it; a `flock` would live on in a forked
+    loader worker.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+
+    def acquire(self, wait: float = 30.0) -> None:
+        """Take the lock.
+
+        Args:
+            wait: Seconds to wait for a dying holder.
+
+        Raises:
+            BusyError: Another process still holds it; the message says which.
+        """
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        give_up = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise StorageError(f"'{self.path}' cannot be locked: {reason(error)}.") from error
+                if time.monotonic() >= give_up:
+                    holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
+                    raise BusyError(
+                        f"'{self.path.parent}' is in use by {holder or 'another process'}: "
+                        "wait for it to end, stop it, or choose another folder with kit.run=runs/other."
+                    ) from None
+                time.sleep(0.2)
+        os.ftruncate(self._file, 0)
+        os.pwrite(
+            self._file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}".encode(), 0
+        )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            os.close(self._file)  # closing any descriptor of the file drops a record lock
+            self._file = None

@@ -1,0 +1,129 @@
+"""Everything that a training run is, captured into a checkpoint and put back.
+
+The numbers below are those of the states that must survive: raw weights with BatchNorm's buffers, the EMA and its
+update count, the optimizer with the group values of mid-warm-up, the scheduler, the gradient scaler, gradients in
+flight, the running losses, the early stopper, the criterion's schedule, metrics, fitness, the results so far, the
+clock, and what set-up decided (optimizer, learning rate, batch size, mixed precision).
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from copy import deepcopy
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+import ultralytics
+from ultralytics.utils.torch_utils import unwrap_model
+
+from kit import randomness
+from kit.checkpoint import FORMAT, plain
+
+DECIDED = ("optimizer", "lr0", "warmup_bias_lr", "max_det", "batch", "imgsz")  # settings that Ultralytics' set-up changes
+SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "last_opt_step")
+TENSORS = ("loss", "loss_items", "tloss")
+
+
+def versions() -> dict[str, Any]:
+    """Return what the bits of a run depend on beside its settings."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "ultralytics": ultralytics.__version__,
+        "numpy": numpy.__version__,
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def capture(trainer: Any, epoch: int, batch: int) -> dict[str, Any]:
+    """Return the checkpoint of a trainer that stands `batch` batches into `epoch` (counted from 0)."""
+    model = unwrap_model(trainer.model)
+    run = trainer.run
+    return {
+        "epoch": epoch,
+        "model_state_dict": model.state_dict(),
+        "ema_state_dict": trainer.ema.ema.state_dict(),
+        "optimizer_state_dict": plain(trainer.optimizer.state_dict()),
+        "scheduler_state_dict": plain(trainer.scheduler.state_dict()),
+        "scaler_state_dict": plain(trainer.scaler.state_dict()),
+        "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        "best_map": plain(trainer.best_map),
+        "config": run.config.to_dict(),
+        "progress": {
+            "global_step": trainer.global_step,
+            "batch": batch,
+            "batches": len(trainer.train_loader),
+            "epochs": trainer.epochs,
+            "elapsed_s": time.time() - trainer.train_time_start,
+            "saved": time.time(),
+        },
+        "loop": plain(
+            {
+                **{name: getattr(trainer, name) for name in (*SCALARS, *TENSORS)},
+                "loss_names": trainer.loss_names,
+                "metrics": trainer.metrics,
+                "ema_updates": trainer.ema.updates,
+                "stopper": vars(trainer.stopper),
+                "criterion": _schedule(model),
+                "decided": {name: getattr(trainer.args, name) for name in DECIDED},
+                "amp": trainer.amp,
+            }
+        ),
+        "history": plain(trainer.history),
+        "architecture": {**run.identity, "yaml": plain(deepcopy(model.yaml)), "data_hash": trainer.data_hash},
+        "rng_state": randomness.state_dict(),
+        "run_id": run.run_id,
+        "format_version": FORMAT,
+        "versions": versions(),
+    }
+
+
+def restore(trainer: Any, state: dict[str, Any]) -> None:
+    """Put a checkpoint back into a trainer that is set up; its position is taken up by the loop."""
+    model, loop = unwrap_model(trainer.model), state["loop"]
+    model.load_state_dict(state["model_state_dict"])
+    trainer.ema.ema.load_state_dict(state["ema_state_dict"])
+    trainer.ema.updates = loop["ema_updates"]
+    optimizer = deepcopy(state["optimizer_state_dict"])
+    for saved, group in zip(optimizer["param_groups"], trainer.optimizer.param_groups, strict=True):
+        saved["fused"] = group.get("fused")  # the device, not the checkpoint, picks the kernel
+    trainer.optimizer.load_state_dict(optimizer)
+    trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
+    if state["scaler_state_dict"]:
+        trainer.scaler.load_state_dict(state["scaler_state_dict"])
+    for name, parameter in model.named_parameters():
+        gradient = state["gradients"].get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+    for name in SCALARS:
+        setattr(trainer, name, loop[name])
+    for name in TENSORS:
+        setattr(trainer, name, _to(loop[name], trainer.device))
+    trainer.loss_names, trainer.metrics = tuple(loop["loss_names"]), loop["metrics"]
+    patience = trainer.stopper.patience  # may change from session to session
+    vars(trainer.stopper).update(loop["stopper"])
+    trainer.stopper.patience = patience
+    if loop["criterion"]:
+        model.criterion = model.init_criterion()
+        vars(model.criterion).update(loop["criterion"])
+    trainer.best_map, trainer.history = state["best_map"], state["history"]
+    trainer.global_step = state["progress"]["global_step"]
+    randomness.load_state_dict(state["rng_state"])
+
+
+def _schedule(model: Any) -> dict[str, float]:
+    """Return the numbers of a criterion that changes as training goes (the end-to-end heads' loss weights)."""
+    criterion = getattr(model, "criterion", None)
+    if not hasattr(criterion, "update"):
+        return {}
+    return {name: value for name, value in vars(criterion).items() if isinstance(value, (int, float))}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _to(item, device) for name, item in value.items()}
+    return value.to(device, copy=True) if isinstance(value, torch.Tensor) else value
