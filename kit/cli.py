@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module, session, status, storage, worker
+import kit
+from kit import config as config_module, status, storage, worker
 from kit.errors import KitError
 
 
@@ -36,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     train = command("train", _train, "Train, going on from the newest good checkpoint.")
-    train.add_argument("--config", metavar="FILE", help="default: configs/kaggle_config.yaml on Kaggle, else quickstart")
+    train.add_argument(
+        "--config", metavar="FILE", help="default: configs/kaggle_config.yaml on Kaggle, else quickstart"
+    )
     train.add_argument("--resume", default="auto", metavar="auto|never|FILE", help="default: auto")
     train.add_argument("settings", nargs="*", metavar="key=value", help="an Ultralytics setting, or kit.NAME")
     for name, function, text in (
@@ -68,6 +71,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+
     folder = config_module.load(options.config, options.settings).run_folder
     values = status.read(folder)
     if options.json:
@@ -76,7 +80,9 @@ def _status(options: argparse.Namespace) -> int:
         print(f"No run in {folder} yet.")
     else:
         place = f"epoch {values.get('epoch', 0)}/{values.get('epochs')}, batch {values.get('batch', 0)}"
-        print(f"{folder}: {values.get('state')}, {place}/{values.get('batches', '?')}, best mAP {values.get('best_map')}")
+        print(
+            f"{folder}: {values.get('state')}, {place}/{values.get('batches', '?')}, best mAP {values.get('best_map')}"
+        )
     return 0
 
 
@@ -106,7 +112,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    print("\n".join(f"{name}: {value}" for name, value in session.report().items()))
+    kit.doctor()
     return 0
 
 

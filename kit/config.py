@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -136,6 +137,11 @@ def parse_word(word: str) -> tuple[str, Any]:
     return name.strip(), _number(value)
 
 
+def to_words(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as the `key=value` words that `parse_word` reads."""
+    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
 @functools.cache
 def defaults() -> dict[str, tuple[Any, frozenset[str]]]:
     """Return name -> (default, types) of Ultralytics' settings, from the file that documents them.
@@ -180,7 +186,8 @@ def _check(name: str, value: Any) -> None:
     if name in NOT_YOURS and value != defaults().get(name, (None,))[0]:
         raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here: {NOT_YOURS[name]}.")
     if name in own:
-        return _check_own(name.removeprefix("kit."), value)
+        _check_own(name.removeprefix("kit."), value)
+        return
     if name not in defaults():
         close = difflib.get_close_matches(name, [*defaults(), *own], n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else "see configs/kaggle_config.yaml for the names."
@@ -191,7 +198,15 @@ def _check(name: str, value: Any) -> None:
         raise ConfigError(f"The setting '{name}' must be {wanted} but got {value!r} ({type(value).__name__}).")
 
 
-_PYTHON: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": (tuple, list), "list[int]": list}
+_PYTHON: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "tuple": (tuple, list),
+    "list[int]": list,
+}
 
 
 def _fits(value: Any, types: frozenset[str]) -> bool:

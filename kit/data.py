@@ -19,7 +19,21 @@ from kit import session, shapes, storage
 from kit.errors import DataError
 
 SPLITS = ("train", "val", "test")
-IMAGES = {".bmp", ".dng", ".heic", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".jpeg2000"}
+IMAGES = {
+    ".bmp",
+    ".dng",
+    ".heic",
+    ".jpeg",
+    ".jpg",
+    ".mpo",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".avif",
+    ".jp2",
+    ".jpeg2000",
+}
 
 
 @dataclass(frozen=True)
@@ -39,13 +53,15 @@ def resolve(name: str) -> DataSet:
     """Find a data set.
 
     Args:
-        name: `shapes` (the embedded one), a `data.yaml`, a folder that holds one, a classification set's folder, or
-            a name that Ultralytics knows (`coco8.yaml`).
+        name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a `data.yaml`, a
+            folder that holds one, a classification set's folder, or a name that Ultralytics knows (`coco8.yaml`).
 
     Raises:
         DataError: It is missing or broken.
     """
-    if name == "shapes":
+    if name == "auto":
+        path = _attached()
+    elif name == "shapes":
         path = shapes.make(session.scratch() / "datasets" / "shapes")
     else:
         path = Path(name).expanduser().absolute()
@@ -59,6 +75,18 @@ def resolve(name: str) -> DataSet:
     if not path.is_file() and (built_in := _built_in(name)):
         return DataSet(built_in, _names(built_in, _read(built_in)))
     return _detection(path)
+
+
+def _attached() -> Path:
+    found = sorted(path for suffix in ("yaml", "yml") for path in session.inputs().rglob(f"data.{suffix}"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(
+            f"No data.yaml was found under '{session.inputs()}': attach a YOLO data set with «Add input», or give "
+            "data=PATH. For a trial without one: data=shapes model=yolov8n.yaml imgsz=160."
+        )
+    raise DataError(f"Several data sets are attached, choose one with data=PATH: {', '.join(map(str, found))}.")
 
 
 def _detection(path: Path) -> DataSet:

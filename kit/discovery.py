@@ -7,7 +7,7 @@ candidate says why it was taken or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Candidate:
     identity: dict[str, Any]
     problem: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
 
 def scan(run_folder: Path) -> list[Candidate]:
     """Look at every checkpoint within reach, the one with the most steps first.
@@ -40,7 +44,9 @@ def scan(run_folder: Path) -> list[Candidate]:
         run_folder: Of the run; everything attached under the input folder is looked at too.
     """
     candidates = [look(path) for path in _places(run_folder)]
-    return sorted(candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True)
+    return sorted(
+        candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True
+    )
 
 
 def look(path: Path, load: Callable[[Path], Any] = checkpoint.load) -> Candidate:

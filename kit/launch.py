@@ -23,7 +23,6 @@ from typing import Any
 from kit import config as config_module, data, session, status, storage
 from kit.config import Config
 from kit.errors import CheckpointError
-from kit.storage import Lock
 from kit.worker import PARENT
 
 LOG = "train.log"
@@ -79,8 +78,9 @@ def run(
     folder = config.run_folder
     new = not folder.exists()
     storage.make_folder(folder)
-    if resume == "never" and (folder / "checkpoints").exists():
-        _set_aside(folder)
+    if resume == "never" and (old := storage.set_run_aside(folder)):
+        follow(f"The old run was moved to {old}\n", config)
+        storage.make_folder(folder)
     command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
     if path is not None:
         command += ["--config", str(path)]
@@ -103,16 +103,6 @@ class Failure(Outcome):
     def error(self) -> str:
         """What went wrong."""
         return self.message
-
-
-def _set_aside(folder: Path) -> None:
-    lock = Lock(folder / ".lock")
-    lock.acquire()
-    try:
-        print(f"The old run was moved to {storage.set_aside(folder)}", flush=True)
-    finally:
-        lock.release()
-    storage.make_folder(folder)
 
 
 def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> int:

@@ -25,7 +25,7 @@ class Sample(NamedTuple):
     """The key of one training sample."""
 
     epoch: int
-    index: int
+    item: int
 
 
 def mix(*words: int | str) -> int:
@@ -83,7 +83,7 @@ class EpochOrder:
         for epoch in range(first, self.epochs):
             order = self.permutation(epoch)
             for at in range(skip * self.batch_size, self.samples, self.batch_size):
-                yield [Sample(epoch, index) for index in order[at : at + self.batch_size]]
+                yield [Sample(epoch, item) for item in order[at : at + self.batch_size]]
             skip = 0
 
     @property
@@ -105,7 +105,7 @@ def state_dict() -> dict[str, Any]:
             "gauss": (int(has_gauss), float(cached)),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 

@@ -97,6 +97,22 @@ def gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
 
 
+def report() -> dict[str, str]:
+    """Return where this is and what it has, one line each."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    free = {name: shutil.disk_usage(folder).free / 1e9 for name, folder in (("w", working()), ("s", scratch()))}
+    limit = deadline("auto")
+    return {
+        "place": f"Kaggle, {run_type()} session" if on_kaggle() else "not Kaggle",
+        "time left": f"{(limit - time.time()) / 3600:.1f} h of this session" if limit else "no limit",
+        "GPU": ", ".join(gpus()) or "none: training runs on the CPU",
+        "machine": f"{os.cpu_count()} cores, {memory:.0f} GB of memory",
+        "working": f"{working()}, {free['w']:.0f} GB free",
+        "scratch": f"{scratch()}, {free['s']:.0f} GB free",
+        "inputs": ", ".join(sorted(p.name for p in inputs().iterdir())) if inputs().is_dir() else "none attached",
+    }
+
+
 def prepare_environment() -> None:
     """Keep Ultralytics quiet and at home; call it before the first import of ultralytics.
 

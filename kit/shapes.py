@@ -68,7 +68,10 @@ def _draw_shape(draw: object, generator: random.Random, size: int) -> str:
     colour, angle = _colour(generator, 255), generator.uniform(0, 2 * math.pi)
     corners = {1: 4, 2: 3}.get(kind, 48)  # a circle is a polygon of 48 corners
     points = [
-        (x + radius * math.cos(angle + 2 * math.pi * i / corners), y + radius * math.sin(angle + 2 * math.pi * i / corners))
+        (
+            x + radius * math.cos(angle + 2 * math.pi * i / corners),
+            y + radius * math.sin(angle + 2 * math.pi * i / corners),
+        )
         for i in range(corners)
     ]
     draw.polygon(points, fill=colour)  # type: ignore[attr-defined]

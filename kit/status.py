@@ -6,6 +6,7 @@ finds everything again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -43,10 +44,8 @@ class Status:
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
         text = json.dumps(_plain(self.values), indent=1)
-        try:
+        with contextlib.suppress(StorageError):
             storage.publish(self.path, lambda file: file.write(text.encode()), durable=False)
-        except StorageError:
-            pass
 
     def due(self) -> bool:
         """Tell whether the next update will be written."""

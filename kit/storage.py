@@ -9,6 +9,7 @@ Not covered: a disk that acknowledges an fsync and loses the data all the same.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -104,10 +105,8 @@ def publish(
         raise StorageError(f"'{path}' could not be written: {reason(error)}.") from error
     finally:
         for leftover in (temporary, second):
-            try:
+            with contextlib.suppress(OSError):  # the next start sweeps it
                 disk.unlink(leftover)
-            except OSError:
-                pass  # the next start sweeps it
 
 
 def link(source: Path, target: Path) -> None:
@@ -181,6 +180,18 @@ def set_aside(path: Path) -> Path:
     return target
 
 
+def set_run_aside(folder: Path) -> Path | None:
+    """Move a run folder that holds checkpoints out of the way, and return where to.
+
+    Raises:
+        BusyError: Another process trains in it.
+    """
+    if not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").iterdir()):
+        return None
+    with Lock(folder / ".lock"):
+        return set_aside(folder)
+
+
 def verify(path: Path) -> None:
     """Read a checkpoint's bytes and compare each record with its CRC-32.
 
@@ -241,6 +252,13 @@ class Lock:
         os.pwrite(
             self._file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}".encode(), 0
         )
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give the lock back."""

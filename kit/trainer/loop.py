@@ -10,34 +10,27 @@ same to the bit. On purpose it differs in this:
 
 from __future__ import annotations
 
-import hashlib
 import time
+import uuid
 import warnings
-from collections.abc import Iterable
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-import ultralytics
-from torch.utils.data import RandomSampler
-from ultralytics.cfg import DEFAULT_CFG_DICT, TASK2METRIC
-from ultralytics.data.utils import get_split_fraction
-from ultralytics.nn.tasks import torch_safe_load
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.cfg import TASK2METRIC
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from kit import checkpoint, randomness, storage
 from kit.checkpoint import plain
 from kit.config import Config
-from kit.errors import DataError, KitError, ModelError, Stopped, StorageError
-from kit.randomness import EpochOrder
+from kit.errors import KitError, Stopped, StorageError
 from kit.status import Status
 from kit.trainer import state
-from kit.trainer.samples import ClassifiedSamples, LabelledSamples
+from kit.trainer.setup import Setup
 from kit.writer import Writer
 
 OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR", "unable to find an engine")
@@ -51,24 +44,27 @@ class Run:
         config: The settings.
         folder: The run folder.
         identity: What tells this run from others: `task`, `model`, `names`.
+        status: Where news goes.
+        stop: Returns why training has to stop now, or an empty text.
+        resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
         writer: Where checkpoints go.
-        status: Where news goes.
-        resumed: The checkpoint to go on from, or None.
-        stop: Returns why training has to stop now, or an empty text.
     """
 
     config: Config
     folder: Path
     identity: dict[str, Any]
-    run_id: str
-    writer: Writer
     status: Status
+    stop: Callable[[], str]
     resumed: dict[str, Any] | None
-    stop: Any
+
+    def __post_init__(self) -> None:
+        self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
+        kit = self.config.kit
+        self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent)
 
 
-class Resumable:
+class Resumable(Setup):
     """Mixin over one of Ultralytics' trainers; it goes on from wherever `run.resumed` stands."""
 
     def __init__(self, run: Run, overrides: dict[str, Any], callbacks: dict[str, Any] | None = None) -> None:
@@ -79,7 +75,7 @@ class Resumable:
         self.history: list[dict[str, float]] = []
         self.loss_items: Any = None
         self.data_hash = ""
-        super().__init__(overrides=overrides, _callbacks=callbacks)  # type: ignore[call-arg]
+        super().__init__(overrides=overrides, _callbacks=callbacks)
         if "workers" in overrides:
             self.args.workers = overrides["workers"]  # Ultralytics takes it to 0 on a CPU
         self.args.resume = False
@@ -93,115 +89,6 @@ class Resumable:
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Ultralytics' own resume is not used; with `args.resume` set it leaves results.csv where it is."""
         self.resume = self.args.resume = self.run.resumed is not None
-
-    # Set-up ----------------------------------------------------------------------------------------------------------
-
-    def setup_model(self) -> None:
-        """Build the model: on a resume from the checkpoint alone, else from a model file or a description."""
-        source, weights = self.model, None
-        if self.run.resumed is not None:
-            source = deepcopy(self.run.resumed["architecture"]["yaml"])
-        elif str(source).lower().endswith(".pt"):
-            weights = load_model(str(source))
-            source = weights.yaml
-        if self.run.resumed is None and isinstance(self.args.pretrained, (str, Path)):
-            weights = load_model(str(self.args.pretrained))
-        elif self.args.pretrained is False:
-            weights = None
-        try:
-            self.model = self.get_model(cfg=source, weights=weights, verbose=True)
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"The model '{source}' cannot be built: {error}. Check model=...") from error
-        super().setup_model()  # type: ignore[misc]  # a model that is built already is left, but for classify's head
-
-    def _setup_train(self) -> None:
-        """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
-        wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
-        super()._setup_train()  # type: ignore[misc]
-        self.args.amp = wanted
-        self.amp = self._mixed_precision()
-        half = self.amp and wanted != "bf16"
-        self.scaler = torch.amp.GradScaler(self.device.type if self.device.type != "cpu" else "cuda", enabled=half)
-
-    def _mixed_precision(self) -> bool:
-        """Decide whether fp16 works for this model on this GPU: its outputs must stay finite and close to fp32's."""
-        if self.args.amp in {False, "fp32", "bf16"} or self.device.type != "cuda":
-            return self.args.amp == "bf16"
-        if self.run.resumed is not None and self.run.resumed["versions"]["gpu"]:
-            return bool(self.run.resumed["loop"]["amp"])
-        model = deepcopy(unwrap_model(self.model)).eval()
-        generator = torch.Generator().manual_seed(0)
-        image = torch.rand(1, self.data["channels"], 256, 256, generator=generator).to(self.device)
-        with torch.no_grad():
-            full = model(image)
-            with autocast(True, device=self.device.type):
-                half = model(image)
-        pairs = list(zip(_tensors(full), _tensors(half), strict=True))
-        good = all(h.isfinite().all() and torch.allclose(f, h.float(), rtol=0.1, atol=0.5) for f, h in pairs)
-        if not good:
-            self.run.status.say("Mixed precision gives other results on this GPU: training in fp32.")
-        return good
-
-    def auto_batch(self, *args: Any, **kwargs: Any) -> int:
-        """Estimate the batch size with the precision that training will have."""
-        self.amp = self.args.amp not in {False, "fp32"} and self.device.type == "cuda"
-        size: int = super().auto_batch(*args, **kwargs)  # type: ignore[misc]
-        return size
-
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""
-        training = mode == "train"
-        if self.args.task == "classify":
-            prefix = "train" if training else self.args.split
-            return ClassifiedSamples(img_path, self.args, augment=training, prefix=prefix, names=self.data["names"])
-        fraction = get_split_fraction(self.args.fraction, "train" if training else self.args.split)
-        return LabelledSamples(
-            img_path=img_path,
-            imgsz=self.args.imgsz,
-            batch_size=batch,
-            augment=training,
-            hyp=self.args,
-            rect=self.args.rect or not training,
-            cache=self.args.cache or None,
-            single_cls=self.args.single_cls or False,
-            stride=max(int(unwrap_model(self.model).stride.max()), 32),
-            pad=0.0 if training else 0.5,
-            prefix=colorstr(f"{mode}: "),
-            task=self.args.task,
-            classes=self.args.classes,
-            data=self.data,
-            fraction=1.0 if self.data.get("complete") else fraction,
-        )
-
-    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        """Build a loader whose batches are a pure function of (seed, epoch, batch)."""
-        try:
-            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
-        shuffled = isinstance(loader.sampler, RandomSampler)
-        if mode == "train":
-            files = getattr(loader.dataset, "im_files", None) or [sample[0] for sample in loader.dataset.samples]
-            self.data_hash = data_hash(files, dataset_path)
-            loader.dataset.seed, loader.dataset.hyp = self.args.seed, self.args
-            loader.dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
-        elif not shuffled:
-            return loader
-        epochs, shuffle = (self.epochs, shuffled) if mode == "train" else (1 << 62, False)
-        order = EpochOrder(len(loader.dataset), loader.batch_size, epochs, self.args.seed, shuffle)
-        object.__setattr__(loader, "batch_sampler", order)  # as Ultralytics' loader does: torch forbids the plain way
-        return loader
-
-    def get_dataset(self) -> Any:
-        """Read the data set's description.
-
-        Raises:
-            DataError: Ultralytics found it broken.
-        """
-        try:
-            return super().get_dataset()  # type: ignore[misc]
-        except RuntimeError as error:
-            raise DataError(" ".join(str(error).split())) from error
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -239,6 +126,7 @@ class Resumable:
             self.plot_idx += [(self.epochs - self.args.close_mosaic) * len(self.train_loader) + i for i in range(3)]
         self._seek()
         self._announce()
+        self.run.resumed = None
 
     def _compare(self, resumed: dict[str, Any]) -> None:
         """Say what is no longer as it was when the checkpoint was written."""
@@ -260,7 +148,8 @@ class Resumable:
             if self.best_map is not None:
                 say(f"Best mAP so far: {self.best_map:.4f}")
         if self.stop or self.epoch >= self.epochs:
-            return say(f"Training is complete after {self.epoch} epochs: only the final evaluation is left")
+            say(f"Training is complete after {self.epoch} epochs: only the final evaluation is left")
+            return
         place = f"batch {self.batch + 1}/{batches}" if self.batch < batches else "validation"
         say(f"Starting training from epoch {self.epoch + 1}/{self.epochs} ({place})")
 
@@ -383,7 +272,9 @@ class Resumable:
         if all(numpy.isfinite(float(value)) for value in values) or epoch == 0:
             return False
         if self.nan_recovery_attempts >= 3:
-            raise KitError("The loss is not a number, and going back three times did not help: lower lr0, or amp=False.")
+            raise KitError(
+                "The loss is not a number, and going back did not help three times: try a lower lr0, or amp=False."
+            )
         attempts = self.nan_recovery_attempts + 1
         saved = checkpoint.read(self.last)
         state.restore(self, saved)
@@ -428,7 +319,7 @@ class Resumable:
         saved = state.capture(self, *at)
         try:
             if best:
-                self.run.writer.save_best({**saved, **self._as_ultralytics()})
+                self.run.writer.save_best({**saved, **state.as_ultralytics(self)})
             self.run.writer.save(saved)
         except StorageError as error:
             if required:
@@ -440,27 +331,6 @@ class Resumable:
         position = {"epoch": at[0], "batch": at[1], "time": saved["progress"]["saved"]}
         self.run.status.update(now=True, checkpoint={"path": str(self.last), **position})
 
-    def _as_ultralytics(self) -> dict[str, Any]:
-        """Return the entries that make `YOLO("best.pt")` predict: the EMA model in fp16, as Ultralytics strips it."""
-        model = deepcopy(self.ema.ema).half().to(memory_format=torch.contiguous_format)
-        model.criterion, model.args = None, dict(vars(self.args))
-        for value in model.state_dict().values():
-            if value.is_floating_point():
-                torch.nan_to_num_(value)
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-        arguments = {**DEFAULT_CFG_DICT, **vars(self.args)}
-        return {
-            "model": model,
-            "ema": None,
-            "train_args": plain({name: arguments[name] for name in DEFAULT_CFG_DICT}),
-            "train_metrics": plain({**self.metrics, "fitness": self.fitness}),
-            "date": datetime.now().astimezone().isoformat(),
-            "version": ultralytics.__version__,
-            "license": "AGPL-3.0 (https://ultralytics.com/license)",
-            "docs": "https://docs.ultralytics.com",
-        }
-
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Add a row to the results; the file is made anew from all rows, so that no kill doubles or tears one."""
         elapsed = time.time() - self.train_time_start
@@ -470,7 +340,7 @@ class Resumable:
     def _write_results(self) -> None:
         names = list(dict.fromkeys(name for row in self.history for name in row))
         lines = [",".join(names)] if names else []
-        lines += [",".join("%.6g" % row[name] if name in row else "" for name in names) for row in self.history]
+        lines += [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in self.history]
         text = "".join(line + "\n" for line in lines).encode()
         try:
             storage.publish(self.csv, lambda file: file.write(text), durable=False)
@@ -486,7 +356,7 @@ class Resumable:
 
     def _report(self) -> None:
         if self.run.status.due():
-            losses = {name: float(value) for name, value in self.tloss.items()}
+            losses = {name: float(value) for name, value in (self.tloss or {}).items()}
             elapsed = time.time() - self.train_time_start
             self.run.status.update(
                 state="training",
@@ -508,42 +378,3 @@ class Resumable:
             + f"  {self.epoch_time:.1f} s"
         )
         self.run.status.update(now=True, map=current, best_map=self.best_map, completed=self.epoch + 1)
-
-
-def load_model(path: str) -> Any:
-    """Read a model file through Ultralytics' allow-list of classes; a name it publishes is downloaded.
-
-    Returns:
-        The model, an fp32 `nn.Module` with its `yaml` and `task`.
-
-    Raises:
-        ModelError: It is missing, damaged, or holds anything but a model.
-    """
-    try:
-        loaded, _ = torch_safe_load(path, safe_only=True)
-        model = loaded.get("ema") or loaded["model"]
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError("it holds no model")
-        return model.float()
-    except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
-        text = " ".join(str(error).split())
-        raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
-
-
-def data_hash(files: Iterable[str], root: str) -> str:
-    """Hash the order and the names of the training images, without the folder that they lie in."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file).removeprefix(str(root)).encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _tensors(value: Any) -> Iterable[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)

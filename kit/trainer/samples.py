@@ -22,7 +22,7 @@ from kit.randomness import Sample
 
 
 class PureSamples:
-    """Mixin over a map-style data set: `dataset[Sample(epoch, index)]` is the same in whatever process, whenever.
+    """Mixin over a map-style data set: `dataset[Sample(epoch, item)]` is the same in whatever process, whenever.
 
     Attributes:
         seed: Of the run.
@@ -33,6 +33,7 @@ class PureSamples:
     seed = 0
     closing: int | None = None
     hyp: Any = None
+    root: Any
     _closed = False
 
     def __getitem__(self, key: Sample | int) -> dict[str, Any]:
@@ -41,8 +42,8 @@ class PureSamples:
             if self.closing is not None and key.epoch >= self.closing and not self._closed:
                 self._closed = True
                 self.close_mosaic(hyp=copy(self.hyp))  # type: ignore[attr-defined]
-            randomness.seed_all(randomness.mix("sample", self.seed, key.epoch, key.index))
-            key = key.index
+            randomness.seed_all(randomness.mix("sample", self.seed, key.epoch, key.item))
+            key = key.item
         sample: dict[str, Any] = super().__getitem__(key)  # type: ignore[misc]
         return sample
 

@@ -11,18 +11,27 @@ from __future__ import annotations
 import platform
 import time
 from copy import deepcopy
+from datetime import datetime
 from typing import Any
 
 import numpy
 import torch
 import torchvision
 import ultralytics
+from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import unwrap_model
 
 from kit import randomness
 from kit.checkpoint import FORMAT, plain
 
-DECIDED = ("optimizer", "lr0", "warmup_bias_lr", "max_det", "batch", "imgsz")  # settings that Ultralytics' set-up changes
+DECIDED = (
+    "optimizer",
+    "lr0",
+    "warmup_bias_lr",
+    "max_det",
+    "batch",
+    "imgsz",
+)  # settings that Ultralytics' set-up changes
 SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "last_opt_step")
 TENSORS = ("loss", "loss_items", "tloss")
 
@@ -113,6 +122,28 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     trainer.best_map, trainer.history = state["best_map"], state["history"]
     trainer.global_step = state["progress"]["global_step"]
     randomness.load_state_dict(state["rng_state"])
+
+
+def as_ultralytics(trainer: Any) -> dict[str, Any]:
+    """Return the entries that make `YOLO("best.pt")` predict: the EMA model in fp16, as Ultralytics strips it."""
+    model = deepcopy(trainer.ema.ema).half().to(memory_format=torch.contiguous_format)
+    model.criterion, model.args = None, dict(vars(trainer.args))
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            torch.nan_to_num_(value)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    arguments = {**DEFAULT_CFG_DICT, **vars(trainer.args)}
+    return {
+        "model": model,
+        "ema": None,
+        "train_args": plain({name: arguments[name] for name in DEFAULT_CFG_DICT}),
+        "train_metrics": plain({**trainer.metrics, "fitness": trainer.fitness}),
+        "date": datetime.now().astimezone().isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
 
 
 def _schedule(model: Any) -> dict[str, float]:

@@ -1,0 +1,34 @@
+# make train   train the quick start (again: it goes on)     make test       the tests, a few minutes
+# make lint    ruff and mypy                                 make test-slow  the long ones
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: train test test-slow lint clean
+
+train: $(VENV)/run
+	$(BIN)/python -m kit train $(ARGS)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/run: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

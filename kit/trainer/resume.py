@@ -1,0 +1,128 @@
+"""Which checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
+
+from kit import checkpoint, config as config_module, data, discovery, storage
+from kit.checkpoint import BEST, LATEST
+from kit.config import Config
+from kit.discovery import Candidate
+from kit.errors import CheckpointError, MismatchError, ModelError
+from kit.status import Status
+from kit.trainer.setup import load_model
+
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+
+
+def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
+    """Return what tells a run from others: its task, its architecture's name and its classes.
+
+    Raises:
+        ModelError: The model is missing or of a task that the kit does not train.
+    """
+    name = str(config.get("model"))
+    task = config.train.get("task")
+    if name.lower().endswith((".yaml", ".yml")):
+        try:
+            task = task or guess_model_task(yaml_model_load(name))
+        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ModelError(f"The model '{name}' cannot be read: {error}. Check model=...") from error
+    elif not name.lower().endswith(".pt"):
+        raise ModelError(f"The model '{name}' must be a .pt or a .yaml file, for example yolov8n.pt.")
+    elif task is None and Path(name).exists():
+        task = getattr(load_model(name), "task", None)
+    task = task or guess_model_task(name)
+    if task not in TASKS:
+        raise ModelError(f"The kit does not train the task '{task}' of '{name}': it trains {', '.join(TASKS)}.")
+    names = ("item",) if config.get("single_cls") else dataset.names
+    return {"task": task, "model": Path(name).stem, "names": list(names)}
+
+
+def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from, or None to start at the beginning.
+
+    Raises:
+        CheckpointError: The file that was asked for is no good checkpoint.
+        MismatchError: The checkpoint belongs to another run or to other settings.
+    """
+    if resume == "never":
+        return None
+    folder = config.run_folder / "checkpoints"
+    found = _search(config, identity, status) if resume == "auto" else _given(Path(resume).expanduser(), identity)
+    if found is None or found.summary is None:
+        return None
+    state = checkpoint.read(found.path, load=_load)
+    changed = config_module.differences(config_module.from_dict(state["config"]), config)
+    if changed and resume == "auto":
+        raise MismatchError(
+            f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
+            f"Go on with the new ones: --resume {found.path}. Start anew and keep the old run: --resume never."
+        )
+    best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
+    age = _age(time.time() - found.summary.saved)
+    status.say(f"Found checkpoint: {found.path} ({found.summary.position}{best}, saved {age} ago)")
+    status.say(f"Resuming from checkpoint: {found.path}")
+    if changed:
+        status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
+    if found.path.parent != folder:
+        storage.copy(found.path, folder / LATEST)
+        if (found.path.parent / BEST).exists():
+            storage.copy(found.path.parent / BEST, folder / BEST)
+    if found.summary.best_map is not None and not (folder / BEST).exists():
+        status.say("The best model so far is gone: the next validation writes a new best.pt.")
+    return state
+
+
+def complete(config: Config, state: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint stands at the end: all epochs done, or stopped early for want of progress."""
+    idle = state["epoch"] - state["loop"]["stopper"]["best_epoch"]
+    return bool(state["epoch"] >= config.get("epochs") or idle >= (config.get("patience") or float("inf")))
+
+
+def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
+    folder = config.run_folder / "checkpoints"
+    for candidate in discovery.scan(config.run_folder):
+        own = candidate.path.parent == folder
+        if candidate.problem:
+            status.say(f"WARNING: {candidate.problem}")
+            if own:
+                status.say(f"It was set aside as {storage.set_aside(candidate.path).name}")
+        elif problem := discovery.mismatch(candidate, identity):
+            if own:
+                raise MismatchError(
+                    f"'{config.run_folder}' holds another run: {problem}. Choose another folder with "
+                    "kit.run=runs/other, or start anew and keep the old run with --resume never."
+                )
+        else:
+            return candidate
+    return None
+
+
+def _given(path: Path, identity: dict[str, Any]) -> Candidate:
+    candidate = discovery.look(path, load=_load)
+    if candidate.problem:
+        raise CheckpointError(candidate.problem)
+    if problem := discovery.mismatch(candidate, identity):
+        raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
+    return candidate
+
+
+def _load(path: Path) -> Any:
+    """Open a checkpoint that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
+    if torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
+        return torch_safe_load(path, safe_only=True)[0] if path.suffix == ".pt" else checkpoint.load(path)
+    return checkpoint.load(path)
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,184 @@
+"""Setting up as Ultralytics does, but for what would cost exactness, safety or the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import RandomSampler
+from ultralytics.data.utils import get_split_fraction
+from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.utils import colorstr
+from ultralytics.utils.torch_utils import autocast, unwrap_model
+
+from kit.errors import DataError, ModelError
+from kit.randomness import EpochOrder
+from kit.trainer.samples import ClassifiedSamples, LabelledSamples
+
+Trainer: Any = object  # stands for one of Ultralytics' trainers, which a mixin is put in front of
+
+
+class Setup(Trainer):  # type: ignore[misc]
+    """Mixin over one of Ultralytics' trainers: model, data, loaders and precision."""
+
+    run: Any
+    model: Any
+    args: Any
+    wdir: Any
+    fitness: Any
+    metrics: Any
+    tloss: Any
+    loss_names: Any
+    accumulate: int
+    batch_size: int
+    data_hash = ""
+
+    def setup_model(self) -> None:
+        """Build the model: on a resume from the checkpoint alone, else from a model file or a description."""
+        source, weights = self.model, None
+        if self.run.resumed is not None:
+            source = deepcopy(self.run.resumed["architecture"]["yaml"])
+        elif str(source).lower().endswith(".pt"):
+            weights = load_model(str(source))
+            source = weights.yaml
+        if self.run.resumed is None and isinstance(self.args.pretrained, (str, Path)):
+            weights = load_model(str(self.args.pretrained))
+        elif self.args.pretrained is False:
+            weights = None
+        try:
+            self.model = self.get_model(cfg=source, weights=weights, verbose=True)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(f"The model '{source}' cannot be built: {error}. Check model=...") from error
+        super().setup_model()  # a model that is built already is left, but for classify's head
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
+        wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
+        super()._setup_train()
+        self.args.amp = wanted
+        self.amp = self._mixed_precision()
+        half = self.amp and wanted != "bf16"
+        self.scaler = torch.amp.GradScaler(self.device.type if self.device.type != "cpu" else "cuda", enabled=half)
+
+    def _mixed_precision(self) -> bool:
+        """Decide whether fp16 works for this model on this GPU: its outputs must stay finite and close to fp32's."""
+        if self.args.amp in {False, "fp32", "bf16"} or self.device.type != "cuda":
+            return bool(self.args.amp == "bf16")
+        if self.run.resumed is not None and self.run.resumed["versions"]["gpu"]:
+            return bool(self.run.resumed["loop"]["amp"])
+        model = deepcopy(unwrap_model(self.model)).eval()
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, self.data["channels"], 256, 256, generator=generator).to(self.device)
+        with torch.no_grad():
+            full = model(image)
+            with autocast(True, device=self.device.type):
+                half = model(image)
+        pairs = list(zip(_tensors(full), _tensors(half), strict=True))
+        good: bool = all(h.isfinite().all() and torch.allclose(f, h.float(), rtol=0.1, atol=0.5) for f, h in pairs)
+        if not good:
+            self.run.status.say("Mixed precision gives other results on this GPU: training in fp32.")
+        return good
+
+    def auto_batch(self, *args: Any, **kwargs: Any) -> int:
+        """Estimate the batch size with the precision that training will have."""
+        self.amp = self.args.amp not in {False, "fp32"} and self.device.type == "cuda"
+        size: int = super().auto_batch(*args, **kwargs)
+        return size
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""
+        training = mode == "train"
+        if self.args.task == "classify":
+            prefix = "train" if training else self.args.split
+            return ClassifiedSamples(img_path, self.args, augment=training, prefix=prefix, names=self.data["names"])
+        fraction = get_split_fraction(self.args.fraction, "train" if training else self.args.split)
+        return LabelledSamples(
+            img_path=img_path,
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=training,
+            hyp=self.args,
+            rect=self.args.rect or not training,
+            cache=self.args.cache or None,
+            single_cls=self.args.single_cls or False,
+            stride=max(int(unwrap_model(self.model).stride.max()), 32),
+            pad=0.0 if training else 0.5,
+            prefix=colorstr(f"{mode}: "),
+            task=self.args.task,
+            classes=self.args.classes,
+            data=self.data,
+            fraction=1.0 if self.data.get("complete") else fraction,
+        )
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Build a loader whose batches are a pure function of (seed, epoch, batch)."""
+        try:
+            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
+        shuffled = isinstance(loader.sampler, RandomSampler)
+        if mode == "train":
+            files = getattr(loader.dataset, "im_files", None) or [sample[0] for sample in loader.dataset.samples]
+            self.data_hash = data_hash(files, dataset_path)
+            loader.dataset.seed, loader.dataset.hyp = self.args.seed, self.args
+            loader.dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
+        elif not shuffled:
+            return loader
+        epochs, shuffle = (self.epochs, shuffled) if mode == "train" else (1 << 62, False)
+        order = EpochOrder(len(loader.dataset), loader.batch_size, epochs, self.args.seed, shuffle)
+        object.__setattr__(loader, "batch_sampler", order)  # as Ultralytics' loader does: torch forbids the plain way
+        return loader
+
+    def get_dataset(self) -> Any:
+        """Read the data set's description.
+
+        Raises:
+            DataError: Ultralytics found it broken.
+        """
+        try:
+            return super().get_dataset()
+        except RuntimeError as error:
+            raise DataError(" ".join(str(error).split())) from error
+
+
+def load_model(path: str) -> Any:
+    """Read a model file through Ultralytics' allow-list of classes; a name it publishes is downloaded.
+
+    Returns:
+        The model, an fp32 `nn.Module` with its `yaml` and `task`.
+
+    Raises:
+        ModelError: It is missing, damaged, or holds anything but a model.
+    """
+    try:
+        loaded, _ = torch_safe_load(path, safe_only=True)
+        model = loaded.get("ema") or loaded["model"]
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError("it holds no model")
+        return model.float()
+    except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
+        text = " ".join(str(error).split())
+        raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
+
+
+def data_hash(files: Iterable[str], root: str) -> str:
+    """Hash the order and the names of the training images, without the folder that they lie in."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file).removeprefix(str(root)).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _tensors(value: Any) -> Iterable[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
