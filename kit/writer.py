@@ -33,7 +33,7 @@ class Writer:
     def interval_s(self) -> float:
         """Seconds between two saves within an epoch, from what the saves cost so far."""
         typical = self.held_s / self.saves if self.saves else 0.0
-        return max(self.max_lost_s - self.slowest_s, typical * 100 / self.max_cost_percent, 1.0)
+        return max(self.max_lost_s - self.slowest_s, typical * 100 / self.max_cost_percent)
 
     @property
     def cost_percent(self) -> float:

@@ -20,7 +20,7 @@ from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
-from ultralytics.utils.torch_utils import parse_device
+from ultralytics.utils.torch_utils import parse_device, select_device
 
 from kit import config as config_module, data, session, status as status_module, storage
 from kit.config import Config
@@ -62,8 +62,10 @@ def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda
     overrides["save_dir"] = str(config.run_folder)
     try:
         get_cfg(overrides=overrides)
-        if "," in parse_device(config.get("device")):
-            raise ValueError(f"several devices ({config.get('device')}) are not supported yet: give one, device=0")
+        device = parse_device(config.get("device"))
+        if "," in device:
+            raise ValueError(f"several devices ({device}) are not supported yet: give one, device=0")
+        select_device(device, verbose=False)
     except (ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
 

@@ -88,20 +88,20 @@ def complete(config: Config, state: dict[str, Any]) -> bool:
 
 def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
     folder = config.run_folder / "checkpoints"
-    for candidate in discovery.scan(config.run_folder):
-        own = candidate.path.parent == folder
-        if candidate.problem:
-            status.say(f"WARNING: {candidate.problem}")
-            if own:
-                status.say(f"It was set aside as {storage.set_aside(candidate.path).name}")
-        elif problem := discovery.mismatch(candidate, identity):
-            if own:
-                raise MismatchError(
-                    f"'{config.run_folder}' holds another run: {problem}. Choose another folder with "
-                    "kit.run=runs/other, or start anew and keep the old run with --resume never."
-                )
-        else:
-            return candidate
+    candidates = discovery.scan(config.run_folder)
+    for bad in [candidate for candidate in candidates if candidate.problem]:
+        status.say(f"WARNING: {bad.problem}")
+        if bad.path.parent == folder:
+            status.say(f"It was set aside as {storage.set_aside(bad.path).name}")
+    for good in [candidate for candidate in candidates if not candidate.problem]:
+        problem = discovery.mismatch(good, identity)
+        if not problem:
+            return good
+        if good.path.parent == folder:
+            raise MismatchError(
+                f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
+                "or start anew and keep the old run with --resume never."
+            )
     return None
 
 
