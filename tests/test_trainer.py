@@ -66,7 +66,9 @@ def test_run_stopped_at_any_batch_ends_bit_identical(place: Path, at: int) -> No
 
 def test_run_killed_within_every_epoch_ends_bit_identical(place: Path) -> None:
     """With a checkpoint after every batch, kills all over a run change nothing, whatever the number of workers."""
-    values = training.settings(place, epochs=4, nbs=8, mixup=0.5, cutmix=0.3, multi_scale=0.5, degrees=10.0, **EVERY_STEP)
+    values = training.settings(
+        place, epochs=4, nbs=8, mixup=0.5, cutmix=0.3, multi_scale=0.5, degrees=10.0, **EVERY_STEP
+    )
     untouched = training.train(run(values, "untouched"))
     for number, at in enumerate((2, 3, 2, 4, 3)):
         kill(run(values, "killed", workers=number % 3), at)
@@ -151,7 +153,9 @@ def test_best_model_is_rewritten_only_for_a_greater_map(place: Path) -> None:
     assert best["epoch"] == first
 
 
-def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A finished run does nothing; with more epochs it goes on from its end."""
     values = training.settings(place, epochs=1)
     training.train(values)

@@ -372,9 +372,8 @@ class Resumable(Setup):
     def _report_epoch(self) -> None:
         current, word = self._current_map(), "fitness" if self.args.task == "classify" else "mAP50-95"
         losses = "  ".join(f"{name} {float(value):.4f}" for name, value in self.tloss.items())
-        self.run.status.say(
-            f"epoch {self.epoch + 1}/{self.epochs}  {losses}"
-            + (f"  {word} {current:.4f}  best {self.best_map:.4f}" if current is not None else "")
-            + f"  {self.epoch_time:.1f} s"
+        found = f"  {word} {current:.4f}  best {self.best_map:.4f}" if current is not None else ""
+        print(f"epoch {self.epoch + 1}/{self.epochs}  {losses}{found}  {self.epoch_time:.1f} s", flush=True)
+        self.run.status.update(
+            now=True, state="training", map=current, best_map=self.best_map, completed=self.epoch + 1
         )
-        self.run.status.update(now=True, map=current, best_map=self.best_map, completed=self.epoch + 1)
