@@ -1,0 +1,25 @@
+"""Fixtures for all tests: folders of the test's own, and no trace of the machine's session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SESSION = ("KAGGLE_KERNEL_RUN_TYPE", "KIT_SESSION_START", "TPU_NAME", "TPU_ACCELERATOR_TYPE")
+
+
+@pytest.fixture(autouse=True)
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the session that the tests happen to run in."""
+    for name in SESSION:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder, an input folder and scratch of the test's own."""
+    for name in ("working", "input", "scratch"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
+    return tmp_path

@@ -1,0 +1,388 @@
+"""The door to disk: whole or not at all, verified by checksum, one writer per run folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import samples
+from fakes import FailingDisk, FullDisk
+
+from kit import session, storage
+from kit.errors import BusyError, CheckpointError, StorageError
+from kit.storage import Lock
+
+CALLS = ["open", "sync", "link", "replace", "unlink", "replace", "sync_folder", "unlink", "unlink"]
+RENAMED = 6  # the call of CALLS after which the name points at the new file
+
+
+def write(text: str):  # noqa: ANN201
+    def into(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    return into
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two generations of a file."""
+    (tmp_path / "previous.pt").write_text("oldest")
+    (tmp_path / "latest.pt").write_text("old")
+    return tmp_path
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def publish(folder: Path, disk: storage.Disk = storage.DISK) -> None:
+    storage.publish(folder / "latest.pt", write("new"), previous=folder / "previous.pt", disk=disk)
+
+
+def test_published_file_replaces_the_old_one_and_keeps_it_as_previous(folder: Path) -> None:
+    """After publishing, the name holds the new content, `previous` the old one, and nothing else is left."""
+    publish(folder)
+    assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
+
+
+def test_first_file_is_published_without_a_previous_one(tmp_path: Path) -> None:
+    """Where there was no file yet, there is no generation before."""
+    publish(tmp_path)
+    assert content(tmp_path) == {"latest.pt": "new"}
+
+
+def test_previous_is_the_old_file_itself_not_a_copy(folder: Path) -> None:
+    """The generation before is kept by hard link: same inode, so no bytes are written twice."""
+    inode = (folder / "latest.pt").stat().st_ino
+    publish(folder)
+    assert (folder / "previous.pt").stat().st_ino == inode
+
+
+def test_previous_that_is_already_the_same_file_leaves_nothing_behind(folder: Path) -> None:
+    """Renaming one name of a file onto another of the same file leaves both; the extra one is removed."""
+    (folder / "previous.pt").unlink()
+    os.link(folder / "latest.pt", folder / "previous.pt")
+    publish(folder)
+    assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
+
+
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_success(folder: Path) -> None:
+    """Payload first, marker last: fsync of the file, link, rename, fsync of the folder."""
+    disk = FailingDisk()
+    publish(folder, disk)
+    assert disk.calls == CALLS
+
+
+def test_progress_is_published_without_waiting_for_the_disk(folder: Path) -> None:
+    """What is rewritten every second is renamed into place and not synced."""
+    disk = FailingDisk()
+    storage.publish(folder / "latest.pt", write("new"), durable=False, disk=disk)
+    assert content(folder)["latest.pt"] == "new"
+    assert not {"sync", "sync_folder"} & set(disk.calls)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("at", range(1, RENAMED + 1))
+def test_disk_call_that_fails_leaves_the_old_file_whole(folder: Path, at: int, number: int) -> None:
+    """Whichever call fails up to the rename, the name holds the old content and no temporary file is left."""
+    with pytest.raises(StorageError, match="could not be written"):
+        publish(folder, FailingDisk(at, number))
+    after = content(folder)
+    assert after.pop("latest.pt") == "old"
+    assert after in ({"previous.pt": "oldest"}, {"previous.pt": "old"})
+
+
+def test_failed_sync_of_the_folder_is_told(folder: Path) -> None:
+    """A rename that may not have reached the disk is no success, although both generations are whole."""
+    with pytest.raises(StorageError):
+        publish(folder, FailingDisk(RENAMED + 1, errno.EIO))
+    assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
+
+
+@pytest.mark.parametrize("at", range(RENAMED + 2, len(CALLS) + 1))
+def test_tidying_up_that_fails_does_not_undo_a_success(folder: Path, at: int) -> None:
+    """When only the removal of leftovers fails, the file stands: the next start sweeps."""
+    publish(folder, FailingDisk(at, errno.EIO))
+    assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
+
+
+DIE = """
+import sys
+from pathlib import Path
+from fakes import DyingDisk
+from kit import storage
+folder = Path(sys.argv[1])
+storage.publish(folder / "latest.pt", lambda file: file.write(b"new"), previous=folder / "previous.pt",
+                disk=DyingDisk(int(sys.argv[2])))
+"""
+
+
+def python(script: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Start a script that can import the kit and the samples."""
+    path = os.pathsep.join([str(session.REPOSITORY), str(Path(__file__).parent)])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_process_that_dies_at_any_disk_call_leaves_whole_files_at_the_names(tmp_path: Path) -> None:
+    """A kill at any moment leaves old or new content at the name, never half of it or nothing; a sweep tidies up."""
+    children = []
+    for at in range(1, len(CALLS) + 1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        (folder / "previous.pt").write_text("oldest")
+        (folder / "latest.pt").write_text("old")
+        children.append((at, folder, python(DIE, folder, at)))
+    for at, folder, child in children:
+        child.communicate()
+        assert child.returncode == 9
+        storage.sweep(folder)
+        after = content(folder)
+        assert after.pop("latest.pt") == ("old" if at <= RENAMED else "new")
+        assert after in ({"previous.pt": "oldest"}, {"previous.pt": "old"})
+
+
+def test_disk_that_fills_up_while_writing_leaves_the_old_file_whole(folder: Path) -> None:
+    """Half a file is never published, and the message says what to do."""
+    with pytest.raises(StorageError, match="the disk is full, delete files"):
+        publish(folder, FullDisk(2))
+    assert content(folder) == {"latest.pt": "old", "previous.pt": "oldest"}
+
+
+def test_content_that_cannot_be_made_leaves_the_old_file_whole(folder: Path) -> None:
+    """An error of the writing function is passed on, and no temporary file is left."""
+
+    def broken(file: BinaryIO) -> None:
+        file.write(b"ne")
+        raise ValueError("no such content")
+
+    with pytest.raises(ValueError, match="no such content"):
+        storage.publish(folder / "latest.pt", broken, previous=folder / "previous.pt")
+    assert content(folder) == {"latest.pt": "old", "previous.pt": "oldest"}
+
+
+def test_sweep_removes_temporary_files_and_nothing_else(folder: Path) -> None:
+    """What a killed process was still writing goes; everything with a name of its own stays."""
+    for name in (".latest.pt.123.tmp", ".latest.pt.123.link.tmp", "notes.tmp", ".hidden"):
+        (folder / name).write_text("x")
+    storage.sweep(folder)
+    assert set(content(folder)) == {"latest.pt", "previous.pt", "notes.tmp", ".hidden"}
+
+
+def test_link_replaces_the_target_by_a_second_name(folder: Path) -> None:
+    """A linked file is the same file under both names, whatever the target was before, and can be linked again."""
+    for _ in range(2):
+        storage.link(folder / "latest.pt", folder / "previous.pt")
+        assert (folder / "latest.pt").samefile(folder / "previous.pt")
+        assert content(folder) == {"latest.pt": "old", "previous.pt": "old"}
+
+
+def test_copy_is_whole_or_not_at_all(folder: Path) -> None:
+    """A copy is published like any other file: a full disk leaves what was there."""
+    with pytest.raises(StorageError):
+        storage.copy(folder / "latest.pt", folder / "previous.pt", FullDisk(1))
+    assert content(folder)["previous.pt"] == "oldest"
+    storage.copy(folder / "latest.pt", folder / "previous.pt")
+    assert content(folder) == {"latest.pt": "old", "previous.pt": "old"}
+    assert not (folder / "latest.pt").samefile(folder / "previous.pt")
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """A folder below a file cannot be; one that can is made with its parents and left empty."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.make_folder(tmp_path / "file" / "below")
+    made = storage.make_folder(tmp_path / "a" / "b")
+    assert list(made.iterdir()) == []
+
+
+def test_room_is_asked_for_before_writing(tmp_path: Path) -> None:
+    """A write must leave a reserve free; the message says how much there is and how much is needed."""
+    storage.make_room(tmp_path, 100, FullDisk(storage.RESERVE + 100))
+    with pytest.raises(StorageError, match="0 MB free, and 67 MB are needed"):
+        storage.make_room(tmp_path, 100, FullDisk(99))
+    with pytest.raises(StorageError):
+        storage.make_room(tmp_path, 100, FullDisk(storage.RESERVE + 99))
+
+
+def test_file_set_aside_never_overwrites_another(tmp_path: Path) -> None:
+    """Each file and each folder that is set aside gets a name that is free."""
+    for text in ("first", "second", "third"):
+        (tmp_path / "latest.pt").write_text(text)
+        storage.set_aside(tmp_path / "latest.pt")
+    assert content(tmp_path) == {"latest.pt.bad": "first", "latest.pt.bad2": "second", "latest.pt.bad3": "third"}
+    for _ in range(2):
+        (tmp_path / "run").mkdir()
+        storage.set_aside(tmp_path / "run")
+    assert (tmp_path / "run-1").is_dir()
+    assert (tmp_path / "run-2").is_dir()
+
+
+def test_run_folder_is_set_aside_only_when_it_holds_checkpoints(tmp_path: Path) -> None:
+    """An empty run folder stays where it is; one with checkpoints moves whole."""
+    run = tmp_path / "train"
+    assert storage.set_run_aside(run) is None
+    (run / "checkpoints").mkdir(parents=True)
+    assert storage.set_run_aside(run) is None
+    (run / "checkpoints" / "latest.pt").write_text("good")
+    moved = storage.set_run_aside(run)
+    assert moved == tmp_path / "train-1"
+    assert (moved / "checkpoints" / "latest.pt").read_text() == "good"
+    assert not run.exists()
+
+
+# --- verify
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A whole checkpoint."""
+    return samples.save(tmp_path / "good.pt", samples.state(7))
+
+
+def test_whole_checkpoint_is_verified(good: Path) -> None:
+    """What `torch.save` wrote has the right checksums."""
+    storage.verify(good)
+
+
+def test_file_cut_off_anywhere_is_noticed(good: Path) -> None:
+    """Empty, the first bytes, cut inside a record, between records, inside the directory, without the last byte."""
+    raw = good.read_bytes()
+    offset, size = samples.records(good)[list(samples.records(good))[-1]]
+    lengths = {0, 1, 4, 30, len(raw) // 2, offset, offset + size, offset + size + 40, len(raw) - 22, len(raw) - 1}
+    for length in sorted(lengths | set(range(0, len(raw), 97))):
+        good.write_bytes(raw[:length])
+        with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+            storage.verify(good)
+
+
+def test_file_whose_tail_was_never_written_is_noticed(good: Path) -> None:
+    """A file system that lost the last blocks leaves zeros: right length, no content."""
+    raw = good.read_bytes()
+    for length in (0, len(raw) // 2, len(raw) - 100):
+        good.write_bytes(raw[:length] + bytes(len(raw) - length))
+        with pytest.raises(CheckpointError):
+            storage.verify(good)
+
+
+def test_flipped_bit_inside_any_record_is_noticed_and_the_record_named(good: Path) -> None:
+    """Each record carries a checksum: a bit flipped at its start, middle or end does not match."""
+    for name, (offset, size) in samples.records(good).items():
+        for byte in {offset, offset + size // 2, offset + size - 1}:
+            samples.flip(good, byte, bit=byte % 8)
+            with pytest.raises(CheckpointError, match=f"is damaged: the checksum of its record '{name}'"):
+                storage.verify(good)
+            samples.flip(good, byte, bit=byte % 8)
+    storage.verify(good)
+
+
+@pytest.mark.xfail(strict=True, reason="storage.verify does not catch zlib.error: bit 3 of the compression method")
+def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
+    """A flipped bit in the zip's directory is refused in one sentence, or harmless; never a foreign exception."""
+    start = good.read_bytes().index(b"PK\x01\x02")
+    for position in range(8 * start, 8 * good.stat().st_size):
+        samples.flip(good, position // 8, position % 8)
+        try:
+            storage.verify(good)
+        except CheckpointError:
+            pass
+        finally:
+            samples.flip(good, position // 8, position % 8)
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"<html>404</html>", b"\x80\x02}q\x00."])
+def test_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
+    """A text, a picture, an error page saved as .pt, a bare pickle: none is a checkpoint."""
+    path = tmp_path / "latest.pt"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+        storage.verify(path)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
+    """Nothing at the name, or a folder: one sentence each."""
+    with pytest.raises(CheckpointError, match="does not exist"):
+        storage.verify(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError):
+        storage.verify(tmp_path)
+
+
+# --- lock
+
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from kit.errors import BusyError
+from kit.storage import Lock
+lock = Lock(Path(sys.argv[1]))
+try:
+    lock.acquire(wait=0)
+except BusyError:
+    sys.exit(3)
+if "fork" in sys.argv and os.fork() == 0:
+    print(os.getpid(), flush=True)  # a loader worker, which has the lock file open too
+    sys.stdin.read()
+    os._exit(0)
+if "fork" not in sys.argv:
+    print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_lock_keeps_a_second_process_out_and_names_the_holder(tmp_path: Path) -> None:
+    """While a process holds the lock, another is refused, with the holder's process number; afterwards it is let in."""
+    holder = python(HOLD, tmp_path / ".lock")
+    assert holder.stdout is not None
+    pid = int(holder.stdout.readline())
+    with pytest.raises(BusyError, match=rf"is in use by process {pid} on .* kit\.run="):
+        Lock(tmp_path / ".lock").acquire(wait=0)
+    holder.communicate()
+    Lock(tmp_path / ".lock").acquire(wait=0)
+
+
+def test_lock_held_here_keeps_another_process_out_until_released(tmp_path: Path) -> None:
+    """`with` holds the lock for its block and no longer."""
+    with Lock(tmp_path / ".lock"):
+        other = python(HOLD, tmp_path / ".lock")
+        other.communicate()
+        assert other.returncode == 3
+    other = python(HOLD, tmp_path / ".lock")
+    other.communicate()
+    assert other.returncode == 0
+
+
+@pytest.mark.parametrize("forked", ["alone", "fork"])
+def test_lock_dies_with_its_holder(tmp_path: Path, forked: str) -> None:
+    """A killed holder's lock is free at once, even when a worker that it forked lives on."""
+    holder = python(HOLD, tmp_path / ".lock", forked)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    Lock(tmp_path / ".lock").acquire(wait=0)
+    holder.communicate()  # closes the worker's stdin, which ends it
+
+
+def test_lock_waits_for_a_dying_holder(tmp_path: Path) -> None:
+    """A starter that waits is let in as soon as the holder is gone."""
+    holder = python(HOLD, tmp_path / ".lock")
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert holder.stdin is not None
+    holder.stdin.close()  # it ends, some time after this
+    Lock(tmp_path / ".lock").acquire(wait=60)
+    holder.stdout.close()
+    holder.wait()
