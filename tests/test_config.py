@@ -134,9 +134,9 @@ def test_setting_written_as_a_word_is_read_back_the_same(value: Any) -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="json.dumps writes what YAML reads otherwise, or raises TypeError")
-@pytest.mark.parametrize("value", ["\U0001f600", "1e-5", float("inf"), Path("data.yaml")])
+@pytest.mark.parametrize("value", ["\U0001f600", Path("data.yaml")])
 def test_rarer_setting_written_as_a_word_is_read_back_the_same(value: Any) -> None:
-    """So do an emoji, a quoted number, infinity, and a `Path` as its text."""
+    """So do an emoji, and a `Path` as its text."""
     (word,) = config.to_words({"name": value})
     assert config.parse_word(word)[1] == (str(value) if isinstance(value, Path) else value)
 
@@ -189,11 +189,10 @@ def test_unknown_setting_in_the_block_of_the_kit_is_refused(load: Load) -> None:
 )
 def test_value_of_the_wrong_type_is_refused(load: Load, word: str, wanted: str) -> None:
     """The message says what, the value and what is wanted."""
-    name, _, text = word.partition("=")
+    name, value = config.parse_word(word)
     message = refused(load, word)
     assert f"The setting '{name}' must be {wanted}" in message
-    assert "but got" in message
-    assert text.strip("[]") in message.lower().replace("none", "null") or text in message
+    assert f"but got {value!r}" in message
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,9 @@ def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
             samples.flip(good, position // 8, position % 8)
 
 
-@pytest.mark.parametrize("raw", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"<html>404</html>", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "raw", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(100), b"<html>404</html>", b"\x80\x02}q\x00."]
+)
 def test_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
     """A text, a picture, an error page saved as .pt, a bare pickle: none is a checkpoint."""
     path = tmp_path / "latest.pt"

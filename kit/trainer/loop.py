@@ -99,7 +99,7 @@ class Resumable(Setup):
         while not self.stop and self.epoch < self.epochs:
             if self._train_epoch():
                 self._end_epoch()
-        self.epoch = min(self.epoch, self.epochs - 1)  # what callbacks and plots take for the last one
+        self.stop, self.epoch = True, self.epoch - 1  # the last epoch, for callbacks and plots
         self.run.status.update(now=True, state="evaluating")
         self.final_eval()
         if self.args.plots:
@@ -292,7 +292,9 @@ class Resumable(Setup):
         self.validator.args.plots, self.validator.args.compile = self.args.plots, False
         self.metrics = self.validator(model=self.best)
         self.metrics.pop("fitness", None)
+        self.epoch += 1  # loggers put these metrics one epoch further
         self.run_callbacks("on_fit_epoch_end")
+        self.epoch -= 1
 
     # Saving and telling ----------------------------------------------------------------------------------------------
 
@@ -350,7 +352,7 @@ class Resumable(Setup):
     def _stop_if_asked(self) -> None:
         """Save and leave when a stop was asked for. A stop during validation abandons it; a resume repeats it."""
         if reason := self.run.stop():
-            if self.epoch < self.epochs and not self.stop:
+            if not self.stop:
                 self._save()
             raise Stopped(reason)
 

@@ -1,0 +1,206 @@
+"""The house rules: floors, no circles, one door to Ultralytics, a cheap import, public names, parsed settings."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from kit import config, errors, session
+
+PACKAGE = session.REPOSITORY / "kit"
+FLOORS = {
+    "errors": 0,
+    "bootstrap": 0,
+    "storage": 1,
+    "session": 1,
+    "config": 1,
+    "randomness": 1,
+    "shapes": 2,
+    "data": 2,
+    "checkpoint": 2,
+    "status": 2,
+    "discovery": 3,
+    "writer": 3,
+    "trainer": 4,
+    "dashboard": 4,
+    "launch": 5,
+    "worker": 5,
+    "cli": 6,
+    "notebook": 6,
+    "__init__": 6,
+    "__main__": 6,
+}
+HEAVY = ("torch", "ultralytics", "IPython", "ipywidgets", "numpy", "matplotlib", "PIL")
+TYPES = {"int", "float", "bool", "str", "list", "tuple", "list[int]", "optional"}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Return the kit's modules by dotted name: `kit` for `kit/__init__.py`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(tree: ast.Module, known: set[str]) -> Iterator[str]:
+    """Yield every module that a module imports, also within functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "import by the full name"
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield below if below in known else str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else "?"
+
+
+def graph() -> dict[str, set[str]]:
+    trees = modules()
+    return {name: set(imports(tree, set(trees))) for name, tree in trees.items()}
+
+
+def top(name: str) -> str:
+    """Return the module's name on the floor plan."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def ours(name: str) -> bool:
+    return name == "kit" or name.startswith("kit.")
+
+
+def test_every_module_has_a_floor() -> None:
+    """A new module chooses one, here and in the table of DESIGN.md and CONTRIBUTING.md."""
+    assert {top(name) for name in modules()} == set(FLOORS)
+
+
+def test_module_imports_only_from_its_own_floor_and_those_below() -> None:
+    """No import climbs, not even within a function."""
+    climbs = [
+        f"{name} -> {other}"
+        for name, others in graph().items()
+        for other in sorted(others)
+        if ours(other) and FLOORS[top(other)] > FLOORS[top(name)]
+    ]
+    assert climbs == []
+
+
+def test_imports_have_no_circles() -> None:
+    """Taking away again and again what imports nothing that is left takes away everything."""
+    left = {name: {other for other in others if ours(other)} for name, others in graph().items()}
+    while free := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert left == {}
+
+
+def test_only_the_trainer_knows_ultralytics() -> None:
+    """A new version of Ultralytics is a matter of one folder."""
+    users = {top(name) for name, others in graph().items() for other in others if other.split(".")[0] == "ultralytics"}
+    assert users == {"trainer"}
+
+
+def test_bootstrap_and_errors_need_nothing_but_the_standard_library() -> None:
+    """Nothing else may be there yet when they run."""
+    for name in ("kit.bootstrap", "kit.errors"):
+        others = {other.split(".")[0] for other in graph()[name] if other != "kit.errors"}
+        assert others <= sys.stdlib_module_names
+
+
+def child(script: str, **environment: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(session.REPOSITORY), **environment}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", ["kit", "kit.cli", "kit.launch", "kit.dashboard", "kit.bootstrap", "kit.notebook"])
+def test_import_in_the_notebooks_kernel_stays_cheap(name: str) -> None:
+    """The kernel never imports torch, and what draws the dashboard is imported when it is drawn."""
+    loaded = child(f"import sys, {name}; print(*sys.modules)").split()
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_import_does_nothing(tmp_path: Path) -> None:
+    """No folder is made, no variable set, no logging set up, and nothing printed."""
+    script = (
+        "import os, logging; before = dict(os.environ); import kit, kit.cli, kit.launch, kit.dashboard; "
+        "assert dict(os.environ) == before; assert not logging.getLogger().handlers"
+    )
+    folders = {f"KIT_{name}": str(tmp_path / name) for name in ("WORKING", "INPUT", "SCRATCH")}
+    assert child(script, **folders) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_public_names_are_pinned() -> None:
+    """The front door is small; each name is there and has a docstring."""
+    assert sorted(kit.__all__) == ["KitError", "doctor", "downloads", "progress", "train", "verify"]
+    assert all(getattr(kit, name).__doc__ for name in kit.__all__)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("KitError", 1),
+        ("InputError", 2),
+        ("ConfigError", 2),
+        ("DataError", 2),
+        ("ModelError", 2),
+        ("CheckpointError", 2),
+        ("MismatchError", 2),
+        ("StorageError", 2),
+        ("BusyError", 1),
+        ("Stopped", 75),
+    ],
+)
+def test_exit_codes_are_those_of_the_contract(name: str, code: int) -> None:
+    """2 for bad input, 75 for stopped and resumable, 1 for anything else; the tree shows each exception."""
+    assert getattr(errors, name).exit_code == code
+    assert name in str(errors.__doc__)
+
+
+def test_every_exception_is_in_the_tree() -> None:
+    """And each is one of the kit's."""
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert all(issubclass(value, errors.KitError) for value in classes)
+    assert all(f" {value.__name__} " in f" {errors.__doc__} " for value in classes)
+
+
+def test_error_in_a_notebook_is_one_line() -> None:
+    """IPython asks an exception for the text of its traceback."""
+    lines = errors.ConfigError("There is no setting 'epoch'.")._render_traceback_()
+    assert len(lines) == 1
+    assert lines[0].endswith(" There is no setting 'epoch'.")
+
+
+def test_every_setting_of_ultralytics_has_types_that_the_kit_knows() -> None:
+    """They are read from the comments of its default.yaml, whose style may change with a version."""
+    assert len(config.defaults()) > 80
+    assert {name: types for name, (_, types) in config.defaults().items() if not types or not types <= TYPES} == {}
+
+
+WRONG = {"device": "default.yaml documents (int | str | list) and sets nothing; config._fits refuses `device: null`"}
+
+
+def settings() -> Iterator[Any]:
+    for name in config.defaults():
+        marks = [pytest.mark.xfail(strict=True, reason=WRONG[name])] if name in WRONG else []
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", settings())
+def test_default_of_every_setting_is_accepted(tmp_path: Path, name: str) -> None:
+    """Whoever writes Ultralytics' own default into a config changes nothing."""
+    (tmp_path / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
+    default = config.defaults()[name][0]
+    if name not in ("model", "data"):
+        assert config.load(tmp_path / "config.yaml", {name: default}).get(name) == default

@@ -1,0 +1,139 @@
+"""The kit's loop against Ultralytics' own `_do_train`: with the same data, the same bits.
+
+This guards upgrades of ultralytics too: a release that changes the arithmetic of its loop makes these tests fail.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import training
+from ultralytics.engine.trainer import BaseTrainer
+
+from kit import data, randomness
+from kit.config import load
+from kit.status import Status
+from kit.trainer import TRAINERS, quiet, resume
+from kit.trainer.loop import Run
+from kit.trainer.setup import Setup
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder, an input folder and scratch of the test's own."""
+    for name in ("working", "input", "scratch"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
+    return tmp_path
+
+
+def build(values: dict[str, Any], name: str, stock: bool) -> Any:
+    """Build a trainer: the kit's, or one with the kit's data and Ultralytics' own loop."""
+    quiet()
+    empty = Path(values["model"]).parent / "empty.yaml" if "/" in values["model"] else Path("empty.yaml").absolute()
+    empty.write_text("{}")
+    config = load(empty, {**values, "kit.run": f"runs/{name}"})
+    dataset = data.resolve(config.get("data"))
+    identity = resume.identify(config, dataset)
+    folder = config.run_folder
+    (folder / "checkpoints").mkdir(parents=True)
+    run = Run(config, folder, identity, Status(folder), lambda: "", None)
+    overrides = {**config.train, "task": identity["task"], "data": str(dataset.path), "save_dir": str(folder)}
+    kind = TRAINERS[identity["task"]]
+    if not stock:
+        return kind(run, overrides)
+    base = next(base for base in kind.__mro__ if issubclass(base, BaseTrainer) and not issubclass(base, Setup))
+    trainer = type(f"Stock{base.__name__}", (Setup, base), {"run": run})(overrides=overrides)
+    trainer.args.workers = values["workers"]
+    trainer.add_callback("on_train_epoch_start", start_epoch)
+    trainer.add_callback("on_train_batch_start", start_batch)
+    return trainer
+
+
+def start_epoch(trainer: Any) -> None:
+    """Where stock training restarts its loader (close_mosaic), the order goes on with this epoch."""
+    trainer.train_loader.batch_sampler.start = (trainer.epoch, 0)
+    trainer.at = 0
+
+
+def start_batch(trainer: Any) -> None:
+    """Seed as the kit's loop does; stock training leaves multi-scale and dropout to whatever came before."""
+    randomness.seed_all(randomness.mix("batch", trainer.args.seed, trainer.epoch, trainer.at), cuda=True)
+    trainer.at += 1
+
+
+def outcome(trainer: Any) -> tuple[dict[str, Any], list[str]]:
+    """Train, and return the state at the end and the lines of results.csv without the clock."""
+    trainer.train()
+    lines = (line.split(",") for line in trainer.csv.read_text().splitlines())
+    state = {
+        "epoch": trainer.epoch,
+        "model": trainer.model.state_dict(),
+        "ema": trainer.ema.ema.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.get_last_lr(),
+        "stopper": (trainer.stopper.best_epoch, trainer.stopper.best_fitness),
+    }
+    return state, [",".join(cells[:1] + cells[2:]) for cells in lines]
+
+
+LONG = {"epochs": 4, "nbs": 12, "warmup_epochs": 1.5, "close_mosaic": 2}  # accumulation over 3 batches, warm-up
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("detect", {"optimizer": "SGD", "cos_lr": True, "multi_scale": 0.5}),
+        ("detect", {"optimizer": "auto", "workers": 2}),
+        ("detect", {"val": False, "freeze": 2, "optimizer": "MuSGD"}),
+        ("segment", {"copy_paste": 0.5, "mixup": 0.3}),
+        ("pose", {"cos_lr": True}),
+        ("obb", {"degrees": 45.0}),
+        ("classify", {"dropout": 0.2}),
+        ("classify", {"epochs": 8, "patience": 1}),
+        ("end2end", {}),
+    ],
+)
+def test_loop_gives_the_bits_of_ultralytics_own(place: Path, task: str, changes: dict[str, Any]) -> None:
+    """Over several epochs, with warm-up, accumulation, close_mosaic, schedules and early stopping."""
+    values = training.settings(place, "detect" if task == "end2end" else task, **{**LONG, **changes})
+    if task == "end2end":
+        values["model"] = "yolo26n.yaml"
+    mine, own = outcome(build(values, "own", stock=False))
+    theirs, stock = outcome(build(values, "stock", stock=True))
+    assert training.differences(mine, theirs, tuple(mine)) == []
+    assert own == stock
+    if "patience" in changes:
+        assert mine["epoch"] < changes["epochs"] - 1, "early stopping must have come into it"
+
+
+LEANED_ON = {  # of BaseTrainer: what the kit overrides or calls, with its parameters
+    "__init__": ["self", "cfg", "overrides", "_callbacks"],
+    "_do_train": ["self"],
+    "_setup_train": ["self"],
+    "_build_train_pipeline": ["self"],
+    "_get_warmup_iterations": ["self", "num_batches"],
+    "_model_train": ["self"],
+    "_clear_memory": ["self", "threshold"],
+    "_handle_nan_recovery": ["self", "epoch"],
+    "check_resume": ["self", "overrides"],
+    "setup_model": ["self"],
+    "get_dataset": ["self"],
+    "get_dataloader": ["self", "dataset_path", "batch_size", "rank", "mode"],
+    "build_dataset": ["self", "img_path", "mode", "batch"],
+    "optimizer_step": ["self"],
+    "preprocess_batch": ["self", "batch"],
+    "validate": ["self"],
+    "final_eval": ["self"],
+    "save_metrics": ["self", "metrics"],
+    "label_loss_items": ["self", "loss_items", "prefix"],
+}
+
+
+@pytest.mark.parametrize("name", LEANED_ON)
+def test_signatures_that_the_trainer_leans_on_are_as_they_were(name: str) -> None:
+    """A release of ultralytics that moves one of these needs a look at `kit.trainer`."""
+    assert list(inspect.signature(getattr(BaseTrainer, name)).parameters) == LEANED_ON[name]
