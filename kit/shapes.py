@@ -63,7 +63,7 @@ def _colour(generator: random.Random, brightest: int) -> tuple[int, int, int]:
 def _draw_shape(draw: object, generator: random.Random, size: int) -> str:
     """Draw one shape and return its label line: class, then centre x, y, width and height as fractions."""
     kind = generator.randrange(len(NAMES))
-    radius = generator.uniform(0.07, 0.2) * size
+    radius = generator.uniform(0.1, 0.22) * size
     x, y = (generator.uniform(radius, size - radius) for _ in range(2))
     colour, angle = _colour(generator, 255), generator.uniform(0, 2 * math.pi)
     corners = {1: 4, 2: 3}.get(kind, 48)  # a circle is a polygon of 48 corners
@@ -74,7 +74,7 @@ def _draw_shape(draw: object, generator: random.Random, size: int) -> str:
         )
         for i in range(corners)
     ]
-    draw.polygon(points, fill=colour)  # type: ignore[attr-defined]
+    draw.polygon(points, fill=_colour(generator, 255))  # type: ignore[attr-defined]
     left, right = min(p[0] for p in points), max(p[0] for p in points)
     top, bottom = min(p[1] for p in points), max(p[1] for p in points)
     box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
