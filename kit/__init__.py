@@ -6,16 +6,19 @@
     result = kit.train(model="yolo11n.pt", data="/kaggle/input/my-data/data.yaml", epochs=100)
     kit.downloads()                                 # links to best.pt and latest.pt
 
-Nothing here imports torch: training runs in a process of its own.
+Nothing here imports torch: training runs in a process of its own. And importing this imports nothing beyond the
+standard library, because `kit.bootstrap` has to run before anything is installed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kit import config as _config, session, status, storage
 from kit.errors import KitError
+
+if TYPE_CHECKING:
+    from kit.config import Config
 
 __all__ = ["KitError", "doctor", "downloads", "progress", "train", "verify"]
 
@@ -34,13 +37,13 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
     Raises:
         KitError: Something given cannot be used, or training failed; the message says what to do.
     """
-    from kit import launch
+    from kit import config as settings_of, launch
     from kit.dashboard import Dashboard
 
-    words = _config.to_words(_dotted(settings))
+    words = settings_of.to_words(_dotted(settings))
     board: list[Dashboard] = []
 
-    def follow(text: str, checked: _config.Config) -> None:
+    def follow(text: str, checked: Config) -> None:
         if not board:
             board.append(Dashboard(checked.run_folder))
         if text:
@@ -57,6 +60,8 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
 
 def progress(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     """Return what the run last said; empty where there is none yet."""
+    from kit import status
+
     return status.read(_load(config, settings).run_folder)
 
 
@@ -73,16 +78,22 @@ def verify(path: str | Path) -> None:
     Raises:
         KitError: It is missing or damaged.
     """
+    from kit import storage
+
     storage.verify(Path(path))
 
 
 def doctor() -> None:
     """Print where this is and what it has."""
+    from kit import session
+
     print("\n".join(f"{name:12} {value}" for name, value in session.report().items()))
 
 
-def _load(config: str | Path | None, settings: dict[str, Any]) -> _config.Config:
-    return _config.load(config, _dotted(settings))
+def _load(config: str | Path | None, settings: dict[str, Any]) -> Config:
+    from kit.config import load
+
+    return load(config, _dotted(settings))
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:

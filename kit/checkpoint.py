@@ -3,7 +3,7 @@
 One file that plain `torch.load(path, weights_only=True)` opens: tensors and plain Python, in torch's own zip format.
 Keys: `epoch` (completed, validation included), `model_state_dict` (raw, fp32), `optimizer_state_dict`,
 `scheduler_state_dict`, `best_map`, `config`, `ema_state_dict`, `scaler_state_dict`, `progress`, `rng_state`,
-`history`, `run_id`, `format_version`, `versions`; the trainer adds `gradients`, `loop` and `architecture`.
+`history`, `run_id`, `format_version`, `versions`, `architecture`; the trainer adds `gradients` and `loop`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import serialization
@@ -37,6 +37,7 @@ KEYS = (
     "run_id",
     "format_version",
     "versions",
+    "architecture",
 )
 
 
@@ -87,7 +88,33 @@ def summarize(state: dict[str, Any]) -> Summary:
 
 def write(state: dict[str, Any], file: BinaryIO) -> None:
     """Write a checkpoint into an open file."""
-    serialization.save(state, file)  # Ultralytics puts a retry into torch.save, which would go on in mid-file
+    disk = _Remembering(file)
+    try:
+        serialization.save(
+            state, cast(BinaryIO, disk)
+        )  # Ultralytics puts a retry into torch.save, which would go on in mid-file
+    except RuntimeError:
+        if disk.error is None:
+            raise
+        raise disk.error from None  # torch hides a full disk behind an error of its own
+
+
+class _Remembering:
+    """A file that keeps the error of the disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load(path: Path) -> Any:
@@ -121,9 +148,9 @@ def read(path: Path, load: Callable[[Path], Any] = load) -> dict[str, Any]:
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"'{path}' is not a checkpoint of this kit: it has no '{missing[0]}'.")
-    if state["format_version"] > FORMAT:
+    if state["format_version"] not in range(1, FORMAT + 1):
         raise CheckpointError(
-            f"'{path}' has format {state['format_version']} and this kit reads up to {FORMAT}: update the kit."
+            f"'{path}' has format {state['format_version']!r} and this kit reads up to {FORMAT}: update the kit."
         )
     return dict(state)
 
@@ -139,4 +166,4 @@ def plain(value: Any) -> Any:
     for kind in (bool, int, float, str):  # numpy.float64 is a float, and pickles as numpy's own
         if isinstance(value, kind):
             return kind(value)
-    return value.item() if hasattr(value, "item") else str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -91,6 +91,7 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
     merged.update({f"kit.{key}": value for key, value in block.items()})
     merged.update(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings)))
+    merged = {name: _number(value) for name, value in merged.items()}
     for name, value in merged.items():
         _check(name, value)
     own = {name.removeprefix("kit."): value for name, value in merged.items() if name.startswith("kit.")}
@@ -139,7 +140,11 @@ def parse_word(word: str) -> tuple[str, Any]:
 
 def to_words(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as the `key=value` words that `parse_word` reads."""
-    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    return [f"{name}={json.dumps(value, ensure_ascii=False, default=_json)}" for name, value in settings.items()]
+
+
+def _json(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 @functools.cache
@@ -171,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config '{path}' must hold `name: value` lines but holds {type(values).__name__}.")
-    return {str(name): value if name == "kit" else _number(value) for name, value in values.items()}
+    return {str(name): value for name, value in values.items()}
 
 
 def _number(value: Any) -> Any:
@@ -192,8 +197,8 @@ def _check(name: str, value: Any) -> None:
         close = difflib.get_close_matches(name, [*defaults(), *own], n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else "see configs/kaggle_config.yaml for the names."
         raise ConfigError(f"There is no setting '{name}' (given: {value!r}): {hint}")
-    types = defaults()[name][1]
-    if types and not _fits(value, types):
+    default, types = defaults()[name]
+    if not (value is default is None) and types and not _fits(value, types):
         wanted = " or ".join(sorted(t for t in types if t in _PYTHON))
         raise ConfigError(f"The setting '{name}' must be {wanted} but got {value!r} ({type(value).__name__}).")
 
@@ -222,7 +227,12 @@ def _fits(value: Any, types: frozenset[str]) -> bool:
 def _check_own(name: str, value: Any) -> None:
     positive = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
     if name == "run":
-        if not isinstance(value, str) or not value or Path(value).is_absolute() or ".." in Path(value).parts:
+        if (
+            not isinstance(value, str)
+            or not Path(value).parts
+            or Path(value).is_absolute()
+            or ".." in Path(value).parts
+        ):
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
     elif not positive and not (name == "session_hours" and value == "auto"):
         wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"

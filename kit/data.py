@@ -101,6 +101,9 @@ def _detection(path: Path) -> DataSet:
     for split in SPLITS:
         if values.get(split):
             places = values[split] if isinstance(values[split], list) else [values[split]]
+            if split == "test" and not any(_find(roots, str(place)) for place in places):
+                del values[split]  # exports name one that was never filled; training does not need it
+                continue
             found = [str(_place(path, split, roots, str(place))) for place in places]
             values[split] = found if isinstance(values[split], list) else found[0]
     values.pop("download", None)
@@ -112,12 +115,18 @@ def _detection(path: Path) -> DataSet:
 
 
 def _place(path: Path, split: str, roots: list[Path], place: str) -> Path:
+    if found := _find(roots, place):
+        return found
+    raise DataError(f"'{path}' names '{place}' for '{split}', where there are no images (seen from '{path.parent}').")
+
+
+def _find(roots: list[Path], place: str) -> Path | None:
     """Find a split's images: as written, and with the leading `../` that Roboflow's exports have too much."""
     shorter = place[3:] if place.startswith("../") else place
     for candidate in [root / text for text in (place, shorter) for root in roots]:
         if candidate.is_file() or (candidate.is_dir() and _has_image(candidate)):
             return candidate.resolve()
-    raise DataError(f"'{path}' names '{place}' for '{split}', where there are no images (seen from '{path.parent}').")
+    return None
 
 
 def _has_image(folder: Path) -> bool:
@@ -134,14 +143,16 @@ def _classification(path: Path) -> DataSet:
 
 
 def _names(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
-    names = values.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        return tuple(str(names[number]) for number in range(len(names)))
-    if isinstance(names, list) and names:
-        return tuple(map(str, names))
-    if names is None and isinstance(values.get("nc"), int) and values["nc"] > 0:
-        return tuple(f"class_{number}" for number in range(values["nc"]))
-    raise DataError(f"'{path}' must list the classes as `names:`, numbered from 0, but has {names!r}.")
+    names, count = values.get("names"), values.get("nc")
+    if names is None and isinstance(count, int):
+        names = [f"class_{number}" for number in range(count)]
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"'{path}' must list the classes as `names:`, numbered from 0, but has {names!r}.")
+    if count is not None and count != len(names):
+        raise DataError(f"'{path}' lists {len(names)} classes under `names:` and says `nc: {count}`: correct one.")
+    return tuple(map(str, names))
 
 
 def _read(path: Path) -> dict[str, Any]:

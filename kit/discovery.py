@@ -53,9 +53,11 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load) -> Candidate
     """Verify one file and say what it holds."""
     try:
         state = checkpoint.read(path, load)
-        return Candidate(path, checkpoint.summarize(state), state["architecture"])
+        return Candidate(path, checkpoint.summarize(state), dict(state["architecture"]))
     except CheckpointError as error:
         return Candidate(path, None, {}, str(error))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Candidate(path, None, {}, f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
 
 
 def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:

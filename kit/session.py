@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from kit.errors import ConfigError, StorageError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
 
@@ -42,14 +44,19 @@ def scratch() -> Path:
     """Return a folder of this user's for what may be lost: `$KIT_SCRATCH`, `/kaggle/temp`, or the system's.
 
     Raises:
-        PermissionError: The folder belongs to somebody else, who could plant files in it.
+        StorageError: The folder cannot be made, or belongs to somebody else, who could plant files in it.
     """
     base = _folder("KIT_SCRATCH", "/kaggle/temp", Path(tempfile.gettempdir()))
     folder = base / f"kit-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.lstat()
+    except OSError as error:
+        raise StorageError(
+            f"'{folder}' cannot be made ({error.strerror}): set KIT_SCRATCH to another folder."
+        ) from error
     if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
-        raise PermissionError(f"'{folder}' belongs to another user: set KIT_SCRATCH to a folder of yours.")
+        raise StorageError(f"'{folder}' belongs to another user: set KIT_SCRATCH to a folder of yours.")
     return folder
 
 
@@ -65,7 +72,11 @@ def started() -> float:
     That is `$KIT_SESSION_START`, on Kaggle the container's start, elsewhere this process's.
     """
     if os.environ.get("KIT_SESSION_START"):
-        return float(os.environ["KIT_SESSION_START"])
+        try:
+            return float(os.environ["KIT_SESSION_START"])
+        except ValueError:
+            given = os.environ["KIT_SESSION_START"]
+            raise ConfigError(f"KIT_SESSION_START must be a time in Unix seconds but is '{given}'.") from None
     process = Path("/proc/1/stat" if on_kaggle() else "/proc/self/stat")
     try:  # proc(5): field 22 is the start of the process in clock ticks after boot
         ticks = int(process.read_text().rpartition(")")[2].split()[19])

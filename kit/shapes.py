@@ -65,15 +65,9 @@ def _draw_shape(draw: object, generator: random.Random, size: int) -> str:
     kind = generator.randrange(len(NAMES))
     radius = generator.uniform(0.1, 0.22) * size
     x, y = (generator.uniform(radius, size - radius) for _ in range(2))
-    colour, angle = _colour(generator, 255), generator.uniform(0, 2 * math.pi)
-    corners = {1: 4, 2: 3}.get(kind, 48)  # a circle is a polygon of 48 corners
-    points = [
-        (
-            x + radius * math.cos(angle + 2 * math.pi * i / corners),
-            y + radius * math.sin(angle + 2 * math.pi * i / corners),
-        )
-        for i in range(corners)
-    ]
+    corners, first = ((48, 0.0), (4, math.pi / 4), (3, -math.pi / 2))[kind]  # a circle is a polygon of 48 corners
+    turns = [first + 2 * math.pi * corner / corners for corner in range(corners)]
+    points = [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
     draw.polygon(points, fill=_colour(generator, 255))  # type: ignore[attr-defined]
     left, right = min(p[0] for p in points), max(p[0] for p in points)
     top, bottom = min(p[1] for p in points), max(p[1] for p in points)

@@ -65,7 +65,10 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, (str, bool, int)):
         return value
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import shutil
 import socket
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -85,7 +86,7 @@ def publish(
         disk: The system calls.
 
     Raises:
-        StorageError: The disk refused; `path` is as it was.
+        StorageError: The disk refused; `path` is as it was, or whole and new when only the folder's fsync failed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     second = temporary.with_name(temporary.name.replace(TEMPORARY, f".link{TEMPORARY}"))
@@ -96,8 +97,7 @@ def publish(
                 disk.sync(file)
         if previous is not None and path.exists():
             disk.link(path, second)
-            disk.replace(second, previous)
-            disk.unlink(second)  # renaming one name of a file to another of the same file leaves both
+            disk.replace(second, previous)  # where both are names of one file, this leaves both; see below
         disk.replace(temporary, path)
         if durable:
             disk.sync_folder(path.parent)
@@ -109,12 +109,20 @@ def publish(
                 disk.unlink(leftover)
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a published file a second name, replacing what had it."""
+def link(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Give a published file a second name, replacing what had it.
+
+    Raises:
+        StorageError: The disk refused; `target` is as it was.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
-    DISK.link(source, temporary)
-    DISK.replace(temporary, target)
-    DISK.unlink(temporary)
+    try:
+        disk.unlink(temporary)
+        disk.link(source, temporary)
+        disk.replace(temporary, target)
+        disk.unlink(temporary)
+    except OSError as error:
+        raise StorageError(f"'{target}' could not be made: {reason(error)}.") from error
 
 
 def copy(source: Path, target: Path, disk: Disk = DISK) -> None:
@@ -206,7 +214,7 @@ def verify(path: Path) -> None:
             damaged = archive.testzip()
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' does not exist.") from None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' is not a whole checkpoint: {error}.") from error
     if damaged is not None:
         raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")

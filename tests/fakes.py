@@ -47,7 +47,7 @@ class FailingDisk(Disk):
         super().link(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
-        self._count("replace")
+        self._count(f"replace {target.name}")
         super().replace(source, target)
 
     def unlink(self, path: Path) -> None:

@@ -63,6 +63,14 @@ def test_relative_path_is_seen_from_the_files_folder(place: Path, relative: str)
     assert resolved(path)["train"] == str((folder / relative / "images/train").resolve())
 
 
+def test_path_that_exists_beats_the_files_folder(place: Path) -> None:
+    """Where both hold images, the description means what it says."""
+    folder = place / "input/set"
+    make(folder / "inner")
+    path = make(folder, path="inner", train="images/train", val="images/val")
+    assert resolved(path)["train"] == str(folder / "inner/images/train")
+
+
 def test_absolute_path_that_exists_is_taken(place: Path) -> None:
     """The images may lie in another folder than their description."""
     make(place / "input/images-only")
@@ -200,9 +208,7 @@ def test_classes_are_a_list_a_numbered_mapping_or_a_number(
     [
         {"names": None},
         {"names": []},
-        pytest.param(
-            {"names": {}}, marks=pytest.mark.xfail(strict=True, reason="data._names accepts no classes at all")
-        ),
+        {"names": {}},
         {"names": "cat"},
         {"names": {1: "cat", 2: "dog"}},
         {"names": {"a": "cat"}},
@@ -216,7 +222,6 @@ def test_classes_that_are_not_numbered_from_0_are_refused(place: Path, values: d
     assert "must list the classes" in refused(path)
 
 
-@pytest.mark.xfail(strict=True, reason="data._names does not compare nc with names; Ultralytics refuses it later")
 def test_number_of_classes_that_contradicts_their_names_is_refused(place: Path) -> None:
     """`nc: 3` with two names is a mistake in one of the two."""
     refused(make(place / "input/set", train="images/train", val="images/val", nc=3))

@@ -13,7 +13,7 @@ import pytest
 import training
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit import data, randomness
+from kit import data, randomness, session
 from kit.config import load
 from kit.status import Status
 from kit.trainer import TRAINERS, quiet, resume
@@ -21,19 +21,10 @@ from kit.trainer.loop import Run
 from kit.trainer.setup import Setup
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder, an input folder and scratch of the test's own."""
-    for name in ("working", "input", "scratch"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
-    return tmp_path
-
-
 def build(values: dict[str, Any], name: str, stock: bool) -> Any:
     """Build a trainer: the kit's, or one with the kit's data and Ultralytics' own loop."""
     quiet()
-    empty = Path(values["model"]).parent / "empty.yaml" if "/" in values["model"] else Path("empty.yaml").absolute()
+    empty = session.scratch() / "empty.yaml"
     empty.write_text("{}")
     config = load(empty, {**values, "kit.run": f"runs/{name}"})
     dataset = data.resolve(config.get("data"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kit import session
+from kit.errors import StorageError
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_scratch_that_somebody_planted_is_refused(place: Path) -> None:
     """A link at scratch's name leads into a folder of somebody's choice."""
     (place / "elsewhere").mkdir()
     (place / "scratch" / f"kit-{os.getuid()}").symlink_to(place / "elsewhere")
-    with pytest.raises(PermissionError, match="set KIT_SCRATCH to a folder of yours"):
+    with pytest.raises(StorageError, match="set KIT_SCRATCH to a folder of yours"):
         session.scratch()
 
 
@@ -81,7 +82,7 @@ def test_scratch_of_another_user_is_refused(place: Path) -> None:
     folder = place / "scratch" / "kit-0"
     folder.mkdir()
     os.chown(folder, 12345, 12345)
-    with pytest.raises(PermissionError, match="belongs to another user"):
+    with pytest.raises(StorageError, match="belongs to another user"):
         session.scratch()
 
 

@@ -106,6 +106,6 @@ def test_labels_lie_within_the_image_and_on_a_shape(tmp_path: Path) -> None:
             seen.add(kind)
             assert 0.1 < min(width, height) <= max(width, height) < 0.5
             for centre, extent in ((x, width), (y, height)):
-                assert -1e-6 <= centre - extent / 2
+                assert centre - extent / 2 >= -1e-6
                 assert centre + extent / 2 <= 1 + 1e-6
     assert seen == {0, 1, 2}

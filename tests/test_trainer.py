@@ -20,15 +20,6 @@ BATCHES = 3  # per epoch, of 12 images in batches of 4
 ASKED = BATCHES + 2  # times per epoch that `stop` is asked: after each batch, and twice during validation
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder, an input folder and scratch of the test's own."""
-    for name in ("working", "input", "scratch"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
-    return tmp_path
-
-
 def run(values: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
     return {**values, "kit.run": f"runs/{name}", **changes}
 

@@ -59,19 +59,23 @@ def test_best_has_no_generation_before_and_leaves_the_others_alone(tmp_path: Pat
     assert steps(tmp_path) == {"latest.pt": 1, "best.pt": 3}
 
 
-@pytest.mark.parametrize("at", range(1, 7))
-def test_disk_that_refuses_a_save_costs_no_checkpoint(tmp_path: Path, at: int) -> None:
-    """Whichever call fails, `latest.pt` stays what it was, and the next save succeeds."""
-    Writer(tmp_path, 30, 1).save(state(1))
-    Writer(tmp_path, 30, 1).save(state(2))
-    writer = Writer(tmp_path, 30, 1, FailingDisk(at, errno.EIO))
-    with pytest.raises(StorageError):
-        writer.save(state(3))
-    after = steps(tmp_path)
-    assert after.pop("latest.pt") == 2
-    assert after in ({"previous.pt": 1}, {"previous.pt": 2})
-    writer.save(state(4))
-    assert steps(tmp_path) == {"latest.pt": 4, "previous.pt": 2}
+def test_disk_that_refuses_a_save_costs_no_checkpoint(tmp_path: Path) -> None:
+    """Whichever call fails up to the rename, `latest.pt` stays what it was, and the next save succeeds."""
+    good = FailingDisk()
+    Writer(tmp_path / "good", 30, 1).save(state(1))
+    Writer(tmp_path / "good", 30, 1, good).save(state(2))
+    for at in range(1, good.calls.index("replace latest.pt") + 2):
+        folder = tmp_path / str(at)
+        Writer(folder, 30, 1).save(state(1))
+        Writer(folder, 30, 1).save(state(2))
+        writer = Writer(folder, 30, 1, FailingDisk(at, errno.EIO))
+        with pytest.raises(StorageError):
+            writer.save(state(3))
+        after = steps(folder)
+        assert after.pop("latest.pt") == 2
+        assert after in ({"previous.pt": 1}, {"previous.pt": 2})
+        writer.save(state(4))
+        assert steps(folder) == {"latest.pt": 4, "previous.pt": 2}
 
 
 def test_disk_that_refuses_the_best_leaves_the_old_best(tmp_path: Path) -> None:

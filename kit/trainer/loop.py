@@ -249,7 +249,7 @@ class Resumable(Setup):
             self._clear_memory(None if self.device.type == "mps" else 0.5)
             self.run.status.update(now=True, state="validating")
             self.metrics, self.fitness = self.validate()
-        criterion = getattr(unwrap_model(self.model), "criterion", None)
+        criterion: Any = getattr(unwrap_model(self.model), "criterion", None)
         if hasattr(criterion, "update"):  # after validation, so that one that was abandoned can be repeated
             criterion.update()
         if self._handle_nan_recovery(self.epoch):

@@ -30,6 +30,7 @@ class Setup(Trainer):  # type: ignore[misc]
     args: Any
     wdir: Any
     fitness: Any
+    stop: bool
     metrics: Any
     tloss: Any
     loss_names: Any

@@ -1,0 +1,63 @@
+"""What the README and the front door promise is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+import kit
+from kit import cli, config, session
+
+README = (session.REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+COMMANDS = [line.partition("#")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python -m kit")])
+def test_command_in_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words parse, and its settings exist and have values of the right type."""
+    options = cli._parser().parse_args(shlex.split(command)[3:])
+    for name, value in map(config.parse_word, getattr(options, "settings", [])):
+        config._check(name, value)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
+def test_make_target_in_the_readme_exists(command: str) -> None:
+    """`make TARGET`."""
+    target = shlex.split(command)[1]
+    assert re.search(rf"^{target}:", (session.REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_file_in_the_readme_exists() -> None:
+    """The tree names files that are there."""
+    tree = re.search(r"```\n(notebooks/.*?)```", README, re.DOTALL)
+    assert tree
+    folder = ""
+    for line in tree[1].splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0]
+        folder = folder if line.startswith("  ") else ""
+        for name in names.split(", "):
+            assert (session.REPOSITORY / folder / name).exists(), name
+        if names.endswith("/") and not line.startswith("  "):
+            folder = names
+
+
+def test_front_door_is_small_and_pinned() -> None:
+    """The public names."""
+    assert kit.__all__ == ["KitError", "doctor", "downloads", "progress", "train", "verify"]
+    assert all(getattr(kit, name).__doc__ for name in kit.__all__)
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "kaggle_config.yaml"])
+def test_shipped_config_is_valid(name: str) -> None:
+    """Every setting of the configs exists; Kaggle's says 100 epochs."""
+    loaded = config.load(session.REPOSITORY / "configs" / name)
+    assert loaded.get("epochs") == {"quickstart.yaml": 10, "kaggle_config.yaml": 100}[name]
+
+
+def test_no_path_of_a_machine_is_in_the_notebook_or_the_readme() -> None:
+    """They speak of Kaggle's folders only."""
+    paths = re.findall(r"(?<![\w.])/(?:home|root|work|tmp|Users)/\S*", README)
+    assert paths == []
