@@ -1,11 +1,12 @@
 # make train   train the quick start (again: it goes on)     make test       the tests, a few minutes
 # make lint    ruff and mypy                                 make test-slow  the long ones
+# make bench   the figures in the README
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow lint bench clean
 
 train: $(VENV)/run
 	$(BIN)/python -m kit train $(ARGS)
@@ -32,3 +33,6 @@ $(VENV)/run: requirements.txt
 $(VENV)/dev: $(VENV)/run requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
+
+bench: $(VENV)/run
+	$(BIN)/python benchmarks/loader.py $(ARGS)

@@ -1,7 +1,7 @@
 """Every random number of a run, as a pure function of where it stands.
 
 - The order of an epoch is f(seed, epoch).
-- The augmentation of a sample is f(seed, epoch, index): every generator is seeded just before the sample is made,
+- The augmentation of a sample is f(seed, epoch, position): every generator is seeded just before the sample is made,
   in whichever process makes it. The epoch travels in the sample's key, because loader workers live through epochs
   and prefetch across their ends.
 - What the training process itself draws (multi-scale sizes, dropout) is f(seed, epoch, batch).
@@ -22,10 +22,10 @@ import torch
 
 
 class Sample(NamedTuple):
-    """The key of one training sample."""
+    """The key of one training sample: its place in the order of an epoch."""
 
     epoch: int
-    item: int
+    position: int
 
 
 def mix(*words: int | str) -> int:
@@ -64,6 +64,7 @@ class EpochOrder:
     def __init__(self, samples: int, batch_size: int, epochs: int, seed: int, shuffle: bool = True) -> None:
         self.samples, self.batch_size, self.epochs, self.seed, self.shuffle = samples, batch_size, epochs, seed, shuffle
         self.start = (0, 0)
+        self._known: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -71,19 +72,30 @@ class EpochOrder:
 
     def permutation(self, epoch: int) -> list[int]:
         """Return the order of one epoch, a permutation of `range(samples)`."""
-        if not self.shuffle:
-            return list(range(self.samples))
-        generator = torch.Generator().manual_seed(mix("order", self.seed, epoch))
-        order: list[int] = torch.randperm(self.samples, generator=generator).tolist()
-        return order
+        if epoch not in self._known:
+            order = list(range(self.samples))
+            if self.shuffle:
+                generator = torch.Generator().manual_seed(mix("order", self.seed, epoch))
+                order = torch.randperm(self.samples, generator=generator).tolist()
+            self._known = {epoch: order}  # the current one: samples ask for it one by one
+        return self._known[epoch]
+
+    def neighbours(self, position: int) -> range:
+        """Return the positions that a sample's mosaic partners come from: a block of the order around it.
+
+        Blocks of eight batches, as many images as Ultralytics keeps for that, so that each is decoded about once.
+        """
+        size = min(self.samples, 8 * self.batch_size, 1000)
+        block = min(position // size, self.samples // size - 1)
+        last = block == self.samples // size - 1  # the remainder of the epoch belongs to it
+        return range(block * size, self.samples if last else (block + 1) * size)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         """Yield the batches from `start` to the end of the last epoch."""
         first, skip = self.start
         for epoch in range(first, self.epochs):
-            order = self.permutation(epoch)
             for at in range(skip * self.batch_size, self.samples, self.batch_size):
-                yield [Sample(epoch, item) for item in order[at : at + self.batch_size]]
+                yield [Sample(epoch, position) for position in range(at, min(at + self.batch_size, self.samples))]
             skip = 0
 
     @property

@@ -24,6 +24,7 @@ FLOORS = {
     "config": 1,
     "randomness": 1,
     "shapes": 2,
+    "images": 2,
     "data": 2,
     "checkpoint": 2,
     "status": 2,

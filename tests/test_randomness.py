@@ -124,7 +124,8 @@ def test_batches_of_a_run_are_the_orders_of_its_epochs() -> None:
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     for epoch in range(3):
         samples = [sample for batch in batches[3 * epoch : 3 * epoch + 3] for sample in batch]
-        assert samples == [Sample(epoch, index) for index in order.permutation(epoch)]
+        assert samples == [Sample(epoch, position) for position in range(10)]
+        assert sorted(order.permutation(epoch)) == list(range(10))
 
 
 @pytest.mark.parametrize("samples", [9, 10, 12, 3])

@@ -1,8 +1,8 @@
-"""Training samples as pure functions of (seed, epoch, index), on Ultralytics' own data sets.
+"""Training samples as pure functions of (seed, epoch, position), on Ultralytics' own data sets.
 
 Three things of Ultralytics' are left out on purpose:
-- Mosaic takes its partners from what a worker happened to load last. Here they come from the whole set, so that they
-  depend on nothing but the sample's seed.
+- Mosaic takes its partners from what a worker happened to load last. Here they come from a block of the epoch's order
+  around the sample, so that they depend on nothing but its position, and each image is decoded about once.
 - `close_mosaic` restarts the loader. Here a sample knows its epoch and closes by itself.
 - Label caches lie beside the data and are unpickled. Here they are made in this user's scratch, and never read from
   anywhere else.
@@ -11,26 +11,36 @@ Three things of Ultralytics' are left out on purpose:
 from __future__ import annotations
 
 import hashlib
+import math
+import random
 from copy import copy
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy
 from ultralytics.data import ClassificationDataset, YOLODataset
+from ultralytics.data.augment import Albumentations
 
 from kit import randomness, session
-from kit.randomness import Sample
+from kit.images import ImageCache, Loaded, cache_for
+from kit.randomness import EpochOrder, Sample
+from kit.trainer.mosaic import make_lazy
+
+
+EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
 class PureSamples:
-    """Mixin over a map-style data set: `dataset[Sample(epoch, item)]` is the same in whatever process, whenever.
+    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in whatever process, whenever.
 
     Attributes:
-        seed: Of the run.
+        order: Of the run's epochs.
         closing: From this epoch on (counted from 0), mosaic and its like are closed; None for never.
         hyp: The settings that the transforms are built from.
     """
 
-    seed = 0
+    order: EpochOrder
     closing: int | None = None
     hyp: Any = None
     root: Any
@@ -42,10 +52,16 @@ class PureSamples:
             if self.closing is not None and key.epoch >= self.closing and not self._closed:
                 self._closed = True
                 self.close_mosaic(hyp=copy(self.hyp))  # type: ignore[attr-defined]
-            randomness.seed_all(randomness.mix("sample", self.seed, key.epoch, key.item))
-            key = key.item
+            self._seed(randomness.mix("sample", self.order.seed, *key))
+            key = self._turn_to(key)
         sample: dict[str, Any] = super().__getitem__(key)  # type: ignore[misc]
         return sample
+
+    def _seed(self, value: int) -> None:
+        randomness.seed_all(value)
+
+    def _turn_to(self, key: Sample) -> int:
+        return self.order.permutation(key.epoch)[key.position]
 
 
 def cache_path(*words: str) -> Path:
@@ -58,11 +74,72 @@ def cache_path(*words: str) -> Path:
 class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
     """Images with boxes, masks, keypoints or rotated boxes."""
 
+    images: ImageCache | None = None
+    cache: Any
+    _all = False
+    _places: dict[int, int]
+    _block: tuple[int, range] | None = None
+    _albumentations: Any = None
+
+    def share_images(self, workers: int) -> None:
+        """Keep decoded images where all workers find them, unless the user has chosen a cache of Ultralytics'."""
+        chosen, self.cache = self.cache, "ram"  # has Ultralytics keep nothing of its own from here on
+        if chosen:
+            return
+        sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
+        size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
+        ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
+        self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
+        nowhere = session.scratch() / "no.npy"
+        self.npy_files = [nowhere] * self.ni  # decoded images that lie beside the data are not trusted
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        ratio = self.imgsz / max(height, width)
+        return min(math.ceil(height * ratio), self.imgsz), min(math.ceil(width * ratio), self.imgsz)
+
+    def _turn_to(self, key: Sample) -> int:
+        """Look up the sample's item, and the items that its mosaic partners come from."""
+        order, block = self.order.permutation(key.epoch), self.order.neighbours(key.position)
+        if (key.epoch, block) != self._block:
+            self._block = key.epoch, block
+            self._places = {order[position]: position for position in block}
+            self.buffer = list(self._places)
+        return order[key.position]
+
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Loaded:
+        """Load an image, from the shared cache where it is there."""
+        place = i if self._all else self._places.get(i) if self._block else None
+        if self.images is None or place is None or not rect_mode or resize_short:
+            loaded: Loaded = super().load_image(i, rect_mode, resize_short)
+            return loaded
+        slot = place % self.images.slots
+        if (kept := self.images.get(slot, i)) is not None:
+            return kept
+        loaded = super().load_image(i, rect_mode, resize_short)
+        self.images.put(slot, i, loaded)
+        return loaded
+
     def build_transforms(self, hyp: Any) -> Any:
-        """Build the transforms; with `cache == 'ram'` Mosaic draws partners from the whole set, and nothing is kept."""
-        if self.augment:
-            self.cache = "ram"
-        return super().build_transforms(hyp)
+        """Build the transforms, with mosaic drawing its partners from `buffer` whatever the cache."""
+        cache, self.cache = self.cache, None
+        try:
+            transforms = make_lazy(super().build_transforms(hyp))
+        finally:
+            self.cache = cache
+        own = [step.transform for step in transforms.transforms if isinstance(step, Albumentations)]
+        if own and hasattr(own[0], "set_random_state"):
+            self._albumentations, self._generators = own[0], (numpy.random.default_rng(0), random.Random(0))
+            own[0].set_random_state(*self._generators)
+        return transforms
+
+    def _seed(self, value: int) -> None:
+        """Seed the generators; Albumentations has its own, which Ultralytics would make anew, 50 times as slowly."""
+        super()._seed(value)
+        if self._albumentations is not None:
+            state = {"state": value, "inc": 2 * value + 1}  # any odd number will do
+            self._generators[0].bit_generator.state = {"bit_generator": "PCG64", "state": state} | EMPTY
+            self._generators[1].seed(value)
+            self._albumentations.seed = value
 
     def _load_or_scan_cache(self, path: Path, digest: str) -> tuple[dict[str, Any], bool]:
         loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path(str(path), digest), digest)

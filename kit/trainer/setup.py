@@ -122,16 +122,19 @@ class Setup(Trainer):  # type: ignore[misc]
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
         shuffled = isinstance(loader.sampler, RandomSampler)
-        if mode == "train":
-            files = getattr(loader.dataset, "im_files", None) or [sample[0] for sample in loader.dataset.samples]
-            self.data_hash = data_hash(files, dataset_path)
-            loader.dataset.seed, loader.dataset.hyp = self.args.seed, self.args
-            loader.dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
-        elif not shuffled:
+        if mode != "train" and not shuffled:
             return loader
-        epochs, shuffle = (self.epochs, shuffled) if mode == "train" else (1 << 62, False)
-        order = EpochOrder(len(loader.dataset), loader.batch_size, epochs, self.args.seed, shuffle)
+        training, dataset = mode == "train", loader.dataset
+        epochs = self.epochs if training else 1 << 62
+        order = EpochOrder(len(dataset), loader.batch_size, epochs, self.args.seed, shuffled and training)
         object.__setattr__(loader, "batch_sampler", order)  # as Ultralytics' loader does: torch forbids the plain way
+        dataset.order, dataset.hyp = order, self.args
+        if training:
+            files = getattr(dataset, "im_files", None) or [sample[0] for sample in dataset.samples]
+            self.data_hash = data_hash(files, dataset_path)
+            dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
+            if isinstance(dataset, LabelledSamples):
+                dataset.share_images(loader.num_workers)
         return loader
 
     def get_dataset(self) -> Any:
