@@ -27,7 +27,6 @@ from kit.images import ImageCache, Loaded, cache_for
 from kit.randomness import EpochOrder, Sample
 from kit.trainer.mosaic import make_lazy
 
-
 EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
