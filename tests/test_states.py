@@ -1,0 +1,280 @@
+"""Every state that must survive: left out of a checkpoint, the run ends differently; put back, it ends the same.
+
+The numbers are those of the list in `kit.trainer.state`. A state whose loss makes no difference is not one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training
+from test_parity import build
+from training import differences, rows, stop_at
+
+from kit import checkpoint, randomness
+from kit.errors import Stopped
+from kit.randomness import EpochOrder
+from kit.trainer.samples import LabelledSamples, PureSamples
+
+State = dict[str, Any]
+BASE = {"epochs": 4, "nbs": 12, "warmup_epochs": 1, "close_mosaic": 1, "optimizer": "SGD", "multi_scale": 0.3}
+SECTIONS = (*training.EXACT, "scheduler_state_dict", "loop")
+
+
+def average_for_raw(state: State) -> None:
+    state["model_state_dict"] = state["ema_state_dict"]
+
+
+def fresh_statistics(state: State) -> None:
+    for name, value in state["model_state_dict"].items():
+        if name.endswith("running_mean"):
+            value.zero_()
+
+
+def no_batches_tracked(state: State) -> None:
+    for name, value in state["model_state_dict"].items():
+        if name.endswith("num_batches_tracked"):
+            value.zero_()
+
+
+def half_precision(state: State) -> None:
+    for name, value in state["model_state_dict"].items():
+        if value.is_floating_point():
+            state["model_state_dict"][name] = value.half().float()
+
+
+def raw_for_average(state: State) -> None:
+    state["ema_state_dict"] = state["model_state_dict"]
+
+
+def half_momentum(state: State) -> None:
+    for values in state["optimizer_state_dict"]["state"].values():
+        values["momentum_buffer"] = values["momentum_buffer"].half().float()
+
+
+def no_momentum(state: State) -> None:
+    state["optimizer_state_dict"]["state"] = {}
+
+
+def first_rates(state: State) -> None:
+    for group in state["optimizer_state_dict"]["param_groups"]:
+        group["lr"] = group["initial_lr"]
+
+
+def setter(*path: str, value: Any) -> Callable[[State], None]:
+    def drop(state: State) -> None:
+        for name in path[:-1]:
+            state = state[name]
+        assert state[path[-1]] != value, "nothing would be left out"
+        state[path[-1]] = value
+
+    drop.__name__ = f"no_{'_'.join(path)}"
+    return drop
+
+
+def wrong_means(state: State) -> None:
+    state["loop"]["tloss"] = {name: value * 0 for name, value in state["loop"]["tloss"].items()}
+
+
+IN_THE_CHECKPOINT = [
+    average_for_raw,  # 10
+    fresh_statistics,
+    no_batches_tracked,
+    half_precision,
+    raw_for_average,  # 11
+    setter("loop", "ema_updates", value=0),
+    no_momentum,  # 12
+    half_momentum,
+    first_rates,
+    setter("gradients", value={}),  # 13
+    setter("loop", "last_opt_step", value=-1),
+    setter("scheduler_state_dict", "last_epoch", value=0),  # 14
+    wrong_means,  # 16
+    setter("loop", "best_fitness", value=0.9),  # 17
+    setter("history", value=[]),  # 19
+    setter("progress", "batch", value=0),  # 1: the position
+    setter("epoch", value=2),
+]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], State]:
+    """A run that was stopped in epoch 2 with gradients in flight, and the end of one that was not."""
+    place = tmp_path_factory.mktemp("halfway")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("working", "input", "scratch"):
+            (place / name).mkdir()
+            patch.setenv(f"KIT_{name.upper()}", str(place / name))
+        values = training.settings(place, **BASE)
+        untouched = training.train({**values, "kit.run": "runs/untouched"})
+        with pytest.raises(Stopped):
+            training.train({**values, "kit.run": "runs/stopped"}, stop_at(3 + 2 + 1))
+    state = training.read(place / "working/runs/stopped/checkpoints/latest.pt")
+    assert (state["epoch"], state["progress"]["batch"]) == (1, 1)
+    assert state["gradients"], "the stop must fall between two steps of the optimizer"
+    return place, values, untouched
+
+
+def resume_without(
+    halfway: tuple[Path, dict[str, Any], State], drop: Callable[[State], None], patch: pytest.MonkeyPatch
+) -> list[str]:
+    """Leave a state out of the checkpoint, resume, and name the differences to the untouched run."""
+    place, values, untouched = halfway
+    for name in ("working", "input", "scratch"):
+        patch.setenv(f"KIT_{name.upper()}", str(place / name))
+    runs = place / "working/runs"
+    shutil.rmtree(runs / "again", ignore_errors=True)
+    shutil.copytree(runs / "stopped", runs / "again")
+    latest = runs / "again/checkpoints/latest.pt"
+    state = training.read(latest)
+    drop(state)
+    with open(latest, "wb") as file:
+        checkpoint.write(state, file)
+    again = training.train({**values, "kit.run": "runs/again"})
+    return differences(untouched, again, SECTIONS) + ["rows" for _ in "1" if rows(untouched) != rows(again)]
+
+
+def test_nothing_left_out_ends_bit_identical(
+    halfway: tuple[Path, dict[str, Any], State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other tests of this module would fail for any reason; this one says that there is none but theirs."""
+    assert resume_without(halfway, lambda state: None, monkeypatch) == []
+
+
+@pytest.mark.parametrize("drop", IN_THE_CHECKPOINT, ids=lambda drop: drop.__name__)
+def test_state_left_out_of_the_checkpoint_changes_the_end(
+    halfway: tuple[Path, dict[str, Any], State], drop: Callable[[State], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped, or put to what a fresh start or stock Ultralytics would have."""
+    assert resume_without(halfway, drop, monkeypatch) != []
+
+
+def unseeded_samples(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PureSamples, "_seed", lambda self, value: None)
+    patch.setattr(LabelledSamples, "_seed", lambda self, value: None)
+
+
+def unseeded_batches(patch: pytest.MonkeyPatch) -> None:
+    seed = randomness.seed_all
+    patch.setattr(randomness, "seed_all", lambda value, cuda=False: None if cuda else seed(value))
+
+
+def order_of_the_first_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Stock's fault: every start of the loader goes through the epochs' orders from the first one on."""
+    own = EpochOrder.permutation
+    base: list[int] = []
+
+    def permutation(self: EpochOrder, epoch: int) -> list[int]:
+        base.append(epoch)
+        return own(self, epoch - base[0])
+
+    patch.setattr(EpochOrder, "permutation", permutation)
+
+
+def partners_of_the_worker(patch: pytest.MonkeyPatch) -> None:
+    """Stock's buffer: what this process happened to load."""
+    own = LabelledSamples._turn_to
+
+    def turn_to(self: LabelledSamples, key: Any) -> int:
+        kept = getattr(self, "kept", [])
+        item = own(self, key)
+        self.kept = self.buffer = [*kept, item]
+        return item
+
+    patch.setattr(LabelledSamples, "_turn_to", turn_to)
+
+
+def mosaic_open_again(patch: pytest.MonkeyPatch) -> None:
+    """The flag is a local variable of stock's loop: a resume in the last epochs opens mosaic again."""
+    patch.setattr(LabelledSamples, "close_mosaic", lambda self, hyp: None)
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [unseeded_samples, unseeded_batches, order_of_the_first_epoch, partners_of_the_worker, mosaic_open_again],
+    ids=lambda drop: drop.__name__,
+)
+def test_randomness_that_depends_on_the_past_changes_the_end(
+    halfway: tuple[Path, dict[str, Any], State],
+    drop: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1 to 9: with the pure function taken out, a resume no longer sees what the untouched run saw."""
+    drop(monkeypatch)
+    assert resume_without(halfway, lambda state: None, monkeypatch) != []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_end_to_end_head_resumes_with_its_schedule(place: Path, kept: bool) -> None:
+    """18: the weights of its two losses change from epoch to epoch."""
+    values = {**training.settings(place, epochs=3), "model": "yolo26n.yaml"}
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(3 + 2 + 2))
+    latest = place / "working/runs/train/checkpoints/latest.pt"
+    state = training.read(latest)
+    assert state["loop"]["criterion"]["updates"] == 1
+    if not kept:
+        state["loop"]["criterion"] = {}
+        with open(latest, "wb") as file:
+            checkpoint.write(state, file)
+    assert (differences(untouched, training.train(values)) == []) is kept
+
+
+def test_early_stopper_remembers_its_best_epoch(place: Path) -> None:
+    """17: patience counts from the best epoch so far, of whatever session."""
+    values = training.settings(place, "classify", epochs=6, patience=2)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(3 + 2 + 2))
+    latest = place / "working/runs/train/checkpoints/latest.pt"
+    state = training.read(latest)
+    assert state["loop"]["stopper"]["best_epoch"] == 1
+    state["loop"]["stopper"]["best_fitness"] = 1.5  # no later epoch can be better
+    with open(latest, "wb") as file:
+        checkpoint.write(state, file)
+    assert training.train(values)["epoch"] == 3
+
+
+def test_clock_goes_on(place: Path) -> None:
+    """20: the time column of results.csv counts training, not the pause between two sessions."""
+    values = training.settings(place)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(3 + 2 + 2))
+    latest = place / "working/runs/train/checkpoints/latest.pt"
+    state = training.read(latest)
+    state["progress"]["elapsed_s"] = 5000.0
+    with open(latest, "wb") as file:
+        checkpoint.write(state, file)
+    times = [row["time"] for row in training.train(values)["history"]]
+    assert times[0] < 1000 < 5000 < times[1] < times[2] < 6000
+
+
+def test_what_set_up_decided_holds(place: Path) -> None:
+    """21: `optimizer=auto` decides by the length of the run; a longer run must not decide anew."""
+    values = training.settings(place, optimizer="auto", epochs=2)
+    del values["lr0"]
+    first = training.train(values)
+    assert first["loop"]["decided"]["optimizer"] == "AdamW"
+    with pytest.raises(Stopped):
+        training.train({**values, "epochs": 20000}, stop_at(2))  # a fresh run of this length takes MuSGD
+    again = training.read(place / "working/runs/train/checkpoints/latest.pt")
+    assert again["loop"]["decided"] == first["loop"]["decided"]
+    assert again["progress"]["epochs"] == 20000
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_plots_and_callbacks_do_not_shift_training(place: Path, plots: bool) -> None:
+    """Validation, plots and a user's callbacks draw random numbers as they like: the weights are the same."""
+    values = training.settings(place, plots=plots, epochs=2, multi_scale=0.3)
+    quiet = build({**values, "plots": False}, "quiet", stock=False)
+    quiet.train()
+    noisy = build(values, "noisy", stock=False)
+    for event in ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_start", "on_val_batch_end"):
+        noisy.add_callback(event, lambda _: (torch.rand(3), randomness.random.random(), randomness.numpy.random.rand()))
+    noisy.train()
+    assert differences({"model": quiet.model.state_dict()}, {"model": noisy.model.state_dict()}, ("model",)) == []
