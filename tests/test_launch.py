@@ -72,6 +72,7 @@ def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], numbe
     assert training.read(tmp_path / "runs/train/checkpoints/latest.pt")["epoch"] >= 1
 
 
+@pytest.mark.slow  # half a minute of waiting
 def test_second_start_waits_for_the_first_and_says_who_holds_the_run(tmp_path: Path, values: dict[str, Any]) -> None:
     """One writer per run folder."""
     child = Child(tmp_path, words(values, epochs=100000))
@@ -114,6 +115,22 @@ def test_unwritable_folder_exits_2(tmp_path: Path, values: dict[str, Any]) -> No
     done = kit("train", *words(values))
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
+
+
+def test_too_little_disk_exits_2_before_the_first_step(tmp_path: Path, values: dict[str, Any]) -> None:
+    """A disk without room for the checkpoints is said at the start (a real small tmpfs)."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("no tmpfs here")
+    try:
+        child = Child(tmp_path, words(values), KIT_WORKING=str(small))
+        assert child.wait() == 2, child.output()
+        assert "MB free, and" in child.output()
+        assert "Starting training" not in child.output()
+        assert not list(small.rglob("*.pt"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=False)
 
 
 def test_guides_manual_resume_works_to_the_letter(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -94,6 +94,7 @@ class Resumable(Setup):
 
     def _do_train(self) -> None:
         self._setup_train()
+        self._make_room()
         self._take_up()
         self.run_callbacks("on_train_start")
         while not self.stop and self.epoch < self.epochs:
@@ -107,6 +108,16 @@ class Resumable(Setup):
         self.run_callbacks("on_train_end")
         for loader in (self.train_loader, self.test_loader):
             loader.close()
+
+    def _make_room(self) -> None:
+        """Say at the start, and not in hour nine, that the disk has no room for the checkpoints.
+
+        Raises:
+            StorageError: It has not.
+        """
+        weights = sum(value.nbytes for value in self.ema.ema.state_dict().values())
+        files = 3 if self.run.resumed is None else 1  # best, latest and the one that becomes latest
+        storage.make_room(self.run.folder, files * 4 * weights)  # raw, average, and two moments of the optimizer
 
     def _take_up(self) -> None:
         """Stand where the checkpoint stands, or at the beginning."""
