@@ -7,6 +7,7 @@ pipe, and this parent follows the file.
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import signal
@@ -119,10 +120,10 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
         child = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
         )
-        sent = 0
+        sent, decode = 0, codecs.getincrementaldecoder("utf-8")("replace").decode
         try:
             while child.poll() is None:
-                follow(tail.read().decode(errors="replace"))
+                follow(decode(tail.read()))
                 if len(asked) > sent:
                     sent = len(asked)
                     child.send_signal(signal.SIGTERM)
@@ -131,12 +132,12 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
             child.terminate()  # a failing follower must not leave training behind
             child.wait()
             raise
-        follow(tail.read().decode(errors="replace"))
+        follow(decode(tail.read()))
         if child.returncode < 0:
             with open(log, "a") as file:
                 file.write(f"error: The training process was ended by {signal.Signals(-child.returncode).name}: ")
                 file.write("run again to go on from the last checkpoint.\n")
-            follow(tail.read().decode(errors="replace"))
+            follow(decode(tail.read()))
     return child.returncode if child.returncode >= 0 else 1
 
 
