@@ -39,20 +39,13 @@ class Outcome:
         code: 0 finished, 75 stopped with a good checkpoint, 2 bad input, 1 anything else.
         status: The last that it wrote into `status.json`.
         folder: The run folder.
+        error: What went wrong, from what this process wrote into the log; empty when nothing did.
     """
 
     code: int
     status: dict[str, Any]
     folder: Path
-
-    @property
-    def error(self) -> str:
-        """What went wrong, from the end of the log; empty when nothing did."""
-        if self.code in (0, 75):
-            return ""
-        lines = (self.folder / LOG).read_text(errors="replace").splitlines() if (self.folder / LOG).exists() else []
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return said[-1] if said else "\n".join(lines[-15:])
+    error: str
 
 
 def run(
@@ -85,25 +78,18 @@ def run(
     command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
     if path is not None:
         command += ["--config", str(path)]
+    log = folder / LOG
+    began = log.stat().st_size if log.exists() else 0  # what stands before is of earlier sessions
     code = _watch(command, folder, lambda text: follow(text, config))
-    outcome = Outcome(code, status.read(folder), folder)
+    error = "" if code in (0, 75) else _error(log.read_bytes()[began:].decode(errors="replace").splitlines())
     if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
-        error = outcome.error
         shutil.rmtree(folder)  # it was made above and holds nothing but this failure
-        outcome = Failure(code, {}, folder, error)
-    return outcome
+    return Outcome(code, status.read(folder), folder, error)
 
 
-@dataclass(frozen=True)
-class Failure(Outcome):
-    """An outcome that left no run folder behind."""
-
-    message: str = ""
-
-    @property
-    def error(self) -> str:
-        """What went wrong."""
-        return self.message
+def _error(lines: list[str]) -> str:
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return said[-1] if said else "\n".join(lines[-15:])
 
 
 def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> int:

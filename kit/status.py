@@ -30,7 +30,7 @@ class Status:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self.values: dict[str, Any] = {"pid": os.getpid(), "messages": [], "warnings": []}
+        self.values: dict[str, Any] = {"pid": os.getpid(), "messages": []}
         self._next = 0.0
 
     def update(self, *, now: bool = False, **values: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import training
 from training import Child, differences, rows
 
-from kit import config, session
+from kit import config, launch, session
 
 ROOT = session.REPOSITORY
 
@@ -70,6 +70,22 @@ def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], numbe
     assert "Run again to go on." in child.output()
     assert child.status()["state"] == "stopped"
     assert training.read(tmp_path / "runs/train/checkpoints/latest.pt")["epoch"] >= 1
+
+
+def test_error_of_an_earlier_session_is_not_told_again(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log goes on from session to session; a crash shows its own traceback, not an older sentence."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'KIT_PARENT' in os.environ: sys.modules['torch'] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "runs/train").mkdir(parents=True)
+    (tmp_path / "runs/train/train.log").write_text("error: of an earlier session\n")
+    outcome = launch.run(words(values)[1], words(values)[2:])
+    assert outcome.code == 1
+    assert "earlier session" not in outcome.error
+    assert "import of torch halted" in outcome.error
 
 
 @pytest.mark.slow  # half a minute of waiting

@@ -74,7 +74,6 @@ class Resumable(Setup):
         self.best_map: float | None = None
         self.history: list[dict[str, float]] = []
         self.loss_items: Any = None
-        self.data_hash = ""
         super().__init__(overrides=overrides, _callbacks=callbacks)
         if "workers" in overrides:
             self.args.workers = overrides["workers"]  # Ultralytics takes it to 0 on a CPU
