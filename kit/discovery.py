@@ -7,7 +7,7 @@ candidate says why it was taken or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,19 @@ class Candidate:
         summary: What it holds, or None when it is no good checkpoint.
         identity: What it was trained as: `task`, `model` (architecture) and `names` (classes).
         problem: Why it is no good checkpoint, or an empty text.
+        state: All of it; the tensors stay on disk until they are touched.
     """
 
     path: Path
     summary: Summary | None
     identity: dict[str, Any]
     problem: str = ""
+    state: dict[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {**asdict(self), "path": str(self.path)}
+        """Return what is worth printing, as plain values."""
+        summary = None if self.summary is None else asdict(self.summary)
+        return {"path": str(self.path), "summary": summary, "identity": self.identity, "problem": self.problem}
 
 
 def scan(run_folder: Path) -> list[Candidate]:
@@ -53,7 +56,7 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load) -> Candidate
     """Verify one file and say what it holds."""
     try:
         state = checkpoint.read(path, load)
-        return Candidate(path, checkpoint.summarize(state), dict(state["architecture"]))
+        return Candidate(path, checkpoint.summarize(state), dict(state["architecture"]), state=state)
     except CheckpointError as error:
         return Candidate(path, None, {}, str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

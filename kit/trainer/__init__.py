@@ -14,11 +14,6 @@ from typing import Any
 import matplotlib
 from ultralytics import settings as ultralytics_settings
 from ultralytics.cfg import get_cfg
-from ultralytics.models.yolo.classify import ClassificationTrainer
-from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.models.yolo.obb import OBBTrainer
-from ultralytics.models.yolo.pose import PoseTrainer
-from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
@@ -27,18 +22,12 @@ from kit.config import Config
 from kit.errors import ConfigError, Stopped
 from kit.status import Status
 from kit.storage import Lock
-from kit.trainer.loop import Resumable, Run
+from kit.trainer.loop import Resumable
 from kit.trainer.resume import choose, complete, identify
+from kit.trainer.run import STOCK, Run
 
 TRAINERS: dict[str, type] = {
-    task: type(f"Resumable{base.__name__}", (Resumable, base), {})
-    for task, base in {
-        "detect": DetectionTrainer,
-        "segment": SegmentationTrainer,
-        "pose": PoseTrainer,
-        "obb": OBBTrainer,
-        "classify": ClassificationTrainer,
-    }.items()
+    task: type(f"Resumable{stock.__name__}", (Resumable, stock), {}) for task, stock in STOCK.items()
 }
 
 

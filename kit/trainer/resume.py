@@ -6,19 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
+from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 
-from kit import checkpoint, config as config_module, data, discovery, storage
+from kit import config as config_module, data, discovery, storage
 from kit.checkpoint import BEST, LATEST
 from kit.config import Config
 from kit.discovery import Candidate
 from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.status import Status
-from kit.trainer.setup import load_model
-
-TASKS = ("detect", "segment", "pose", "obb", "classify")
+from kit.trainer.run import STOCK
+from kit.trainer.setup import load_model, open_checkpoint
 
 
 def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
@@ -39,8 +37,8 @@ def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
     elif task is None and Path(name).exists():
         task = getattr(load_model(name), "task", None)
     task = task or guess_model_task(name)
-    if task not in TASKS:
-        raise ModelError(f"The kit does not train the task '{task}' of '{name}': it trains {', '.join(TASKS)}.")
+    if task not in STOCK:
+        raise ModelError(f"The kit does not train the task '{task}' of '{name}': it trains {', '.join(STOCK)}.")
     names = ("item",) if config.get("single_cls") else dataset.names
     return {"task": task, "model": Path(name).stem, "names": list(names)}
 
@@ -56,9 +54,9 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
         return None
     folder = config.run_folder / "checkpoints"
     found = _search(config, identity, status) if resume == "auto" else _given(Path(resume).expanduser(), identity)
-    if found is None or found.summary is None:
+    if found is None or found.summary is None or found.state is None:
         return None
-    state = checkpoint.read(found.path, load=_load)
+    state = found.state
     changed = config_module.differences(config_module.from_dict(state["config"]), config)
     if changed and resume == "auto":
         raise MismatchError(
@@ -106,19 +104,12 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
 
 
 def _given(path: Path, identity: dict[str, Any]) -> Candidate:
-    candidate = discovery.look(path, load=_load)
+    candidate = discovery.look(path, load=open_checkpoint)
     if candidate.problem:
         raise CheckpointError(candidate.problem)
     if problem := discovery.mismatch(candidate, identity):
         raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
     return candidate
-
-
-def _load(path: Path) -> Any:
-    """Open a checkpoint that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
-    if torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
-        return torch_safe_load(path, safe_only=True)[0] if path.suffix == ".pt" else checkpoint.load(path)
-    return checkpoint.load(path)
 
 
 def _age(seconds: float) -> str:

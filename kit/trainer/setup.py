@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import RandomSampler
+from ultralytics.data.build import seed_worker
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
+from kit import checkpoint
 from kit.errors import DataError, ModelError
 from kit.randomness import EpochOrder
 from kit.trainer.samples import ClassifiedSamples, LabelledSamples
@@ -121,6 +124,7 @@ class Setup(Trainer):  # type: ignore[misc]
             loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
+        loader.worker_init_fn = start_worker
         shuffled = isinstance(loader.sampler, RandomSampler)
         if mode != "train" and not shuffled:
             return loader
@@ -149,6 +153,13 @@ class Setup(Trainer):  # type: ignore[misc]
             raise DataError(" ".join(str(error).split())) from error
 
 
+def start_worker(number: int) -> None:
+    """Start a loader worker that lets signals to the whole process group pass: its training process ends it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    seed_worker(number)
+
+
 def load_model(path: str) -> Any:
     """Read a model file through Ultralytics' allow-list of classes; a name it publishes is downloaded.
 
@@ -167,6 +178,13 @@ def load_model(path: str) -> Any:
     except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
         text = " ".join(str(error).split())
         raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
+
+
+def open_checkpoint(path: Path) -> Any:
+    """Open a checkpoint that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
+    if torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
+        return torch_safe_load(path, safe_only=True)[0] if path.suffix == ".pt" else checkpoint.load(path)
+    return checkpoint.load(path)
 
 
 def data_hash(files: Iterable[str], root: str) -> str:

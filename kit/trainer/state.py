@@ -24,15 +24,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 from kit import randomness
 from kit.checkpoint import FORMAT, plain
 
-DECIDED = (
-    "optimizer",
-    "lr0",
-    "warmup_bias_lr",
-    "max_det",
-    "batch",
-    "imgsz",
-)  # settings that Ultralytics' set-up changes
-SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "last_opt_step")
+DECIDED = ("optimizer", "lr0", "warmup_bias_lr", "max_det", "batch", "imgsz")  # what Ultralytics' set-up changes
+SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "oom_retries", "last_opt_step")
 TENSORS = ("loss", "loss_items", "tloss")
 
 
@@ -92,17 +85,19 @@ def capture(trainer: Any, epoch: int, batch: int) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Any, state: dict[str, Any]) -> None:
-    """Put a checkpoint back into a trainer that is set up; its position is taken up by the loop."""
+def restore(trainer: Any, state: dict[str, Any], changed: bool = False) -> None:
+    """Put a checkpoint back into a trainer that is set up; its position is taken up by the loop.
+
+    Args:
+        trainer: The trainer.
+        state: The checkpoint.
+        changed: Settings differ from the checkpoint's: learning rate, momentum and weight decay stay as set up.
+    """
     model, loop = unwrap_model(trainer.model), state["loop"]
     model.load_state_dict(state["model_state_dict"])
     trainer.ema.ema.load_state_dict(state["ema_state_dict"])
     trainer.ema.updates = loop["ema_updates"]
-    optimizer = deepcopy(state["optimizer_state_dict"])
-    for saved, group in zip(optimizer["param_groups"], trainer.optimizer.param_groups, strict=True):
-        saved["fused"] = group.get("fused")  # the device, not the checkpoint, picks the kernel
-    trainer.optimizer.load_state_dict(optimizer)
-    trainer.scheduler.load_state_dict(state["scheduler_state_dict"])
+    _restore_optimizer(trainer, state, changed)
     if state["scaler_state_dict"]:
         trainer.scaler.load_state_dict(state["scaler_state_dict"])
     for name, parameter in model.named_parameters():
@@ -122,6 +117,22 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     trainer.best_map, trainer.history = state["best_map"], state["history"]
     trainer.global_step = state["progress"]["global_step"]
     randomness.load_state_dict(state["rng_state"])
+
+
+def _restore_optimizer(trainer: Any, state: dict[str, Any], changed: bool) -> None:
+    optimizer, scheduler = trainer.optimizer, trainer.scheduler
+    saved = deepcopy(state["optimizer_state_dict"])
+    if changed:
+        if state["loop"]["decided"]["optimizer"] == trainer.args.optimizer:
+            optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+        scheduler.last_epoch = state["scheduler_state_dict"]["last_epoch"]
+        for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * trainer.lf(max(scheduler.last_epoch, 0))
+        return
+    for old, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        old["fused"] = group.get("fused")  # the device, not the checkpoint, picks the kernel
+    optimizer.load_state_dict(saved)
+    scheduler.load_state_dict(state["scheduler_state_dict"])
 
 
 def as_ultralytics(trainer: Any) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""What a trainer needs to know of the run that it is part of, and which trainer a task has."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+
+from kit.config import Config
+from kit.status import Status
+from kit.writer import Writer
+
+STOCK: dict[str, type] = {
+    "detect": DetectionTrainer,
+    "segment": SegmentationTrainer,
+    "pose": PoseTrainer,
+    "obb": OBBTrainer,
+    "classify": ClassificationTrainer,
+}
+
+
+@dataclass
+class Run:
+    """One run, in this session.
+
+    Attributes:
+        config: The settings.
+        folder: The run folder.
+        identity: What tells this run from others: `task`, `model`, `names`.
+        status: Where news goes.
+        stop: Returns why training has to stop now, or an empty text.
+        resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
+        run_id: Same for every session of the run.
+        writer: Where checkpoints go.
+    """
+
+    config: Config
+    folder: Path
+    identity: dict[str, Any]
+    status: Status
+    stop: Callable[[], str]
+    resumed: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
+        kit = self.config.kit
+        self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent)
