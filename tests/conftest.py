@@ -8,6 +8,20 @@ import pytest
 
 SESSION = ("KAGGLE_KERNEL_RUN_TYPE", "KIT_SESSION_START", "TPU_NAME", "TPU_ACCELERATOR_TYPE")
 
+SHOWN: list[str] = []
+
+
+@pytest.fixture
+def shown() -> list[str]:
+    """Lines to show when all tests are done, whether they passed or not."""
+    return SHOWN
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests have to show."""
+    for line in SHOWN:
+        terminalreporter.write_line(line)
+
 
 @pytest.fixture(autouse=True)
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:

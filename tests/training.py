@@ -29,13 +29,13 @@ backbone:
   - [-1, 1, Conv, [128, 3, 2]]
   - [-1, 1, SPPF, [128, 5]]
 head:
-  - [[2, 4], 1, {head}]
+  - [{head}]
 """
 HEADS = {
-    "detect": "Detect, [nc]",
-    "segment": "Segment, [nc, 8, 32]",
-    "pose": "Pose, [nc, [3, 3]]",
-    "obb": "OBB, [nc, 1]",
+    "detect": "[2, 4], 1, Detect, [nc]",
+    "segment": "[4], 1, Segment, [nc, 8, 32]",  # validation takes for granted that the finest level has stride 8
+    "pose": "[2, 4], 1, Pose, [nc, [3, 3]]",
+    "obb": "[2, 4], 1, OBB, [nc, 1]",
 }
 QUICK = {"imgsz": 64, "batch": 4, "epochs": 3, "workers": 0, "plots": False, "optimizer": "AdamW", "lr0": 0.01}
 
@@ -51,9 +51,9 @@ def write_tiny(folder: Path, task: str = "detect") -> Path:
     return path
 
 
-def settings(folder: Path, task: str = "detect", **changes: Any) -> dict[str, Any]:
-    """Return settings for a quick run on 12 + 4 drawn images below `folder`."""
-    data = shapes.make(folder / f"shapes-{task}", splits={"train": 12, "val": 4}, size=64)
+def settings(folder: Path, task: str = "detect", *, images: int = 12, **changes: Any) -> dict[str, Any]:
+    """Return settings for a quick run on 12 (or `images`) + 4 drawn images below `folder`."""
+    data = shapes.make(folder / f"shapes-{task}", splits={"train": images, "val": 4}, size=64)
     model = "yolov8n-cls.yaml" if task == "classify" else str(write_tiny(folder, task))
     return {"model": model, "data": str(relabel(data, task)), **QUICK, **changes}
 
