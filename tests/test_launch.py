@@ -59,6 +59,16 @@ def test_killed_process_resumes_bit_identical(tmp_path: Path, values: dict[str, 
     assert rows(untouched) == rows(again)
 
 
+def test_signal_to_the_whole_group_saves_and_exits_75(tmp_path: Path, values: dict[str, Any]) -> None:
+    """It reaches the loader's workers too; they leave their end to the training process."""
+    child = Child(tmp_path, words(values, epochs=1000, workers=2))
+    seen = child.wait_for(lambda status: status.get("completed", 0) >= 1)
+    os.killpg(seen["pid"], signal.SIGTERM)
+    assert child.wait() == 75, child.output()
+    assert "Run again to go on." in child.output()
+    assert _members(seen["pid"]) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM, four times over as a kernel's shutdown sends them, save once and exit 75."""

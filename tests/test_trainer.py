@@ -14,6 +14,8 @@ from training import Killed, differences, kill_at, rows, stop_at
 
 from kit import checkpoint, session, status
 from kit.errors import ConfigError, DataError, MismatchError, ModelError, Stopped
+from kit.trainer import setup
+from kit.trainer.samples import LabelledSamples
 
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}  # a checkpoint after every batch
 BATCHES = 3  # per epoch, of 12 images in batches of 4
@@ -66,6 +68,23 @@ def test_run_killed_within_every_epoch_ends_bit_identical(place: Path) -> None:
     again = training.train(run(values, "killed", workers=1))
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
+
+
+def test_going_to_a_late_batch_costs_no_replay(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume at batch 11 of 12 makes the samples of the last two batches and no other."""
+    values = training.settings(place, epochs=1, batch=1, val=False)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(10))
+    made: list[int] = []
+    own = LabelledSamples.__getitem__
+
+    def item(self: LabelledSamples, key: Any) -> Any:
+        made.extend([key.position] if hasattr(key, "position") else [])
+        return own(self, key)
+
+    monkeypatch.setattr(LabelledSamples, "__getitem__", item)
+    training.train(values)
+    assert made == [10, 11]
 
 
 @pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
@@ -138,9 +157,7 @@ def test_best_model_is_rewritten_only_for_a_greater_map(place: Path) -> None:
     maps = [row["metrics/mAP50-95(B)"] for row in state["history"]]
     assert state["best_map"] == max(maps)
     first = 1 + maps.index(max(maps))
-    from kit.trainer import resume
-
-    best = checkpoint.read(place / "working/runs/train/checkpoints/best.pt", load=resume._load)
+    best = checkpoint.read(place / "working/runs/train/checkpoints/best.pt", load=setup.open_checkpoint)
     assert best["epoch"] == first
 
 

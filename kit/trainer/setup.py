@@ -18,7 +18,7 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from kit import checkpoint
-from kit.errors import DataError, ModelError
+from kit.errors import ConfigError, DataError, ModelError
 from kit.randomness import EpochOrder
 from kit.trainer.samples import ClassifiedSamples, LabelledSamples
 
@@ -62,7 +62,10 @@ class Setup(Trainer):  # type: ignore[misc]
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
         wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
-        super()._setup_train()
+        try:
+            super()._setup_train()
+        except ValueError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
         self.args.amp = wanted
         self.amp = self._mixed_precision()
         half = self.amp and wanted != "bf16"
