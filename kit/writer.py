@@ -1,14 +1,26 @@
-"""When to save and where to: the generations of a run's checkpoints and the interval between them."""
+"""When to save and where to: the generations of a run's checkpoints, written in the background, and their cost.
+
+The training thread is held for a copy into memory that is there already (`kit.snapshot`); a thread of its own writes
+that copy to the disk. It waits for the disk only where it is told to: at the end, at a stop and for a new best model.
+There are two slots, so a snapshot can be taken while the one before is being written. Saves between epochs are
+skipped while the writer is busy; the others wait for a free slot.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kit import checkpoint, storage
 from kit.checkpoint import BEST, LATEST, PREVIOUS
+from kit.errors import StorageError
+from kit.snapshot import Place, Sections, Slot
 from kit.storage import DISK, Disk
+
+SLOTS = 2
 
 
 class Writer:
@@ -18,55 +30,159 @@ class Writer:
         folder: The run's `checkpoints` folder.
         max_lost_s: Bound on the work that a kill may cost, in seconds.
         max_cost_percent: Bound on the share of time that saving may take; it wins where the two conflict.
+        pinned: Copy into page-locked memory, for a GPU.
         disk: The system calls.
+
+    Attributes:
+        saves: Checkpoints written so far.
+        skipped: Saves between epochs that fell into one that was still being written.
+        held_s: Seconds that training was held.
+        cpu_s: Seconds of CPU time that the writing thread took, and of a GPU's for its copies.
+        problem: Why the last save failed; empty when it did not.
+        position: Of the newest checkpoint on the disk, as `progress` has it, or None.
     """
 
-    def __init__(self, folder: Path, max_lost_s: float, max_cost_percent: float, disk: Disk = DISK) -> None:
+    def __init__(
+        self, folder: Path, max_lost_s: float, max_cost_percent: float, pinned: bool = False, disk: Disk = DISK
+    ) -> None:
         self.folder, self.disk = folder, disk
         self.max_lost_s, self.max_cost_percent = max_lost_s, max_cost_percent
-        self.saves = 0
-        self.held_s = 0.0  # what saving has taken from training so far
-        self.slowest_s = 0.0
+        self.saves = self.skipped = 0
+        self.held_s = self.cpu_s = self.slowest_s = 0.0
+        self.problem = ""
+        self.position: dict[str, Any] | None = None
+        self._slots = [(Slot(pinned), _done()) for _ in range(SLOTS)]  # the next one first
+        self._pool = ThreadPoolExecutor(1, "writer")
         self._began = self._last = time.monotonic()
+        self._late = False
+
+    def start(self) -> None:
+        """Count cost and intervals from here on: training starts."""
+        self._began = self._last = time.monotonic()
+
+    def make(self, layout: dict[str, list[Place]]) -> None:
+        """Have the memory for snapshots made in the background, before it is needed."""
+        self._slots = [(slot, self._pool.submit(slot.make, layout)) for slot, _ in self._slots]
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds that protection has cost: training held, and the writing thread's CPU time."""
+        return self.held_s + self.cpu_s
+
+    @property
+    def cost_percent(self) -> float:
+        """Share of the time since the start that protection cost, in percent."""
+        return 100 * self.cost_s / max(time.monotonic() - self._began, 1e-9)
 
     @property
     def interval_s(self) -> float:
         """Seconds between two saves within an epoch, from what the saves cost so far."""
-        typical = self.held_s / self.saves if self.saves else 0.0
-        return max(self.max_lost_s - self.slowest_s, typical * 100 / self.max_cost_percent)
+        return max(self.max_lost_s - self.slowest_s, self._affordable_s)
 
     @property
-    def cost_percent(self) -> float:
-        """Share of the time since the start that saving took, in percent."""
-        return 100 * self.held_s / max(time.monotonic() - self._began, 1e-9)
+    def _affordable_s(self) -> float:
+        typical = self.cost_s / self.saves if self.saves else 0.0
+        return typical * 100 / self.max_cost_percent
 
-    def due(self) -> bool:
-        """Tell whether a save within an epoch is due."""
-        return time.monotonic() - self._last >= self.interval_s
+    @property
+    def lost_work_bound_s(self) -> float:
+        """Seconds of work that a kill may cost: the interval, and the save that it falls into."""
+        return self.interval_s + self.slowest_s
 
-    def save(self, state: dict[str, Any]) -> Path:
-        """Publish `latest.pt` and keep the one before as `previous.pt`.
+    def due(self, pause: bool = False) -> bool:
+        """Tell whether a save within an epoch is due, and the writer is free.
+
+        Args:
+            pause: The last chance for a while, because validation follows: due as soon as it may cost.
+        """
+        if time.monotonic() - self._last < (self._affordable_s if pause else self.interval_s):
+            return False
+        busy = any(not job.done() for _, job in self._slots)
+        self.skipped += busy and not self._late
+        self._late = busy
+        return not busy
+
+    def report(self) -> dict[str, Any]:
+        """Return what protection has cost so far, for `status.json`."""
+        return {
+            "saves": self.saves,
+            "skipped": self.skipped,
+            "cost_percent": self.cost_percent,
+            "lost_work_bound_s": self.lost_work_bound_s,
+        }
+
+    def save(
+        self,
+        sections: Sections,
+        build: Callable[[Sections], dict[str, Any]],
+        best: dict[str, Any] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Take a snapshot and have it published as `latest.pt`, with the one before as `previous.pt`.
+
+        Args:
+            sections: The tensors, by section of the checkpoint.
+            build: Makes the checkpoint of their copies, in the writing thread.
+            best: Publish the snapshot as `best.pt` too, with these entries beside; this waits.
+            wait: Return when it is on the disk.
 
         Raises:
-            StorageError: The disk refused; the checkpoints are as they were.
+            StorageError: The disk refused a save that was waited for; the checkpoints are as they were.
         """
-        return self._publish(LATEST, state, self.folder / PREVIOUS)
-
-    def save_best(self, state: dict[str, Any]) -> Path:
-        """Publish `best.pt`.
-
-        Raises:
-            StorageError: The disk refused; `best.pt` is as it was.
-        """
-        return self._publish(BEST, state, None)
-
-    def _publish(self, name: str, state: dict[str, Any], previous: Path | None) -> Path:
         began = time.monotonic()
-        path = self.folder / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        storage.publish(path, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk)
-        self._last = time.monotonic()
-        self.saves += 1
-        self.held_s += self._last - began
-        self.slowest_s = max(self.slowest_s, self._last - began)
-        return path
+        try:
+            slot, job = self._slots[0]
+            if not isinstance(error := job.exception(), StorageError | None):
+                raise error
+            staged, delivered = slot.copy(sections)
+            job = self._pool.submit(self._write, staged, delivered, build, best, began)
+            self._slots = [*self._slots[1:], (slot, job)]
+            self._last = began
+            if wait or best is not None:
+                job.result()
+        finally:
+            self.held_s += time.monotonic() - began
+
+    def close(self) -> None:
+        """Wait for what is still to be written."""
+        self._pool.shutdown()
+
+    def _write(
+        self,
+        staged: Sections,
+        delivered: Callable[[], float],
+        build: Callable[[Sections], dict[str, Any]],
+        best: dict[str, Any] | None,
+        began: float,
+    ) -> None:
+        cpu = time.thread_time()
+        try:
+            self.cpu_s += delivered()
+            state = build(staged)
+            size = sum(tensor.nbytes for section in staged.values() for tensor in section)
+            if best is not None:
+                self._publish(BEST, {**state, **best}, size + size // 4, None)
+            self._publish(LATEST, state, size, self.folder / PREVIOUS)
+            self.saves += 1
+            self.position = {"epoch": state["epoch"], **state["progress"]}
+            self.problem = ""
+        except StorageError as error:
+            self.problem = str(error)
+            raise
+        finally:
+            self.cpu_s += time.thread_time() - cpu
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+
+    def _publish(self, name: str, state: dict[str, Any], size: int, previous: Path | None) -> None:
+        if not self.folder.is_dir():
+            storage.make_folder(self.folder)  # deleted while training
+        storage.make_room(self.folder, size, self.disk)
+        storage.publish(
+            self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
+        )
+
+
+def _done() -> Future[None]:
+    job: Future[None] = Future()
+    job.set_result(None)
+    return job

@@ -29,6 +29,7 @@ FLOORS = {
     "checkpoint": 2,
     "status": 2,
     "discovery": 3,
+    "snapshot": 2,
     "writer": 3,
     "trainer": 4,
     "dashboard": 4,

@@ -22,6 +22,7 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 from kit import checkpoint, randomness
 from kit.config import differences, from_dict
 from kit.trainer import state
+from kit.trainer.capture import Snapshot
 from kit.trainer.recovery import Recovery
 from kit.trainer.run import Run
 from kit.trainer.saving import Saving
@@ -90,6 +91,16 @@ class Resumable(Recovery, Saving):
         self._seek()
         self._announce()
         self.run.resumed = None
+        self.snapshot = Snapshot(self)
+        self.run.writer.make(self.snapshot.layout())
+        self.run.writer.start()
+
+    def optimizer_step(self) -> None:
+        """Step as Ultralytics does; after the first one it is known how much the optimizer keeps."""
+        first = not self.optimizer.state
+        super().optimizer_step()
+        if first:
+            self.run.writer.make(self.snapshot.layout())
 
     def _find_place(self, resumed: dict[str, Any]) -> None:
         """Turn the checkpoint's position into batches of today, which may hold more or fewer samples.
@@ -135,8 +146,8 @@ class Resumable(Recovery, Saving):
             self.run_callbacks("on_train_batch_end")
             self._report()
             self._stop_if_asked()
-            if self.run.writer.due():
-                self._save(required=False)
+            if self.run.writer.due(pause=i + 1 == batches):
+                self._save(self.epoch, i + 1)
             if self.stop:
                 break
         self.oom_retries = 0
@@ -192,7 +203,7 @@ class Resumable(Recovery, Saving):
             return
         self.save_metrics({**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
         self.stop |= self.stopper(self.epoch + 1, self.fitness) or final
-        self._save(completed=True, best=self._improved())
+        self._save_epoch()
         self.run_callbacks("on_model_save")
         now = time.time()
         self.epoch_time, self.epoch_time_start = now - self.epoch_time_start, now

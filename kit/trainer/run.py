@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
@@ -52,4 +53,5 @@ class Run:
     def __post_init__(self) -> None:
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
         kit = self.config.kit
-        self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent)
+        pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
+        self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)

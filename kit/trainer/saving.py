@@ -12,6 +12,7 @@ from kit import storage
 from kit.checkpoint import plain
 from kit.errors import Stopped, StorageError
 from kit.trainer import state
+from kit.trainer.capture import Snapshot, as_ultralytics
 from kit.trainer.run import Run
 from kit.trainer.setup import Setup
 
@@ -24,6 +25,9 @@ class Saving(Setup):
     history: list[dict[str, float]]
 
     loss: Any
+    snapshot: Snapshot
+    _warned = _thinned = False
+    _told: dict[str, Any] | None = None
 
     def _make_room(self) -> None:
         """Say at the start, and not in hour nine, that the disk has no room for the checkpoints.
@@ -78,27 +82,45 @@ class Saving(Setup):
             return None
         return float(value)
 
-    def _save(self, *, completed: bool = False, best: bool = False, required: bool = True) -> None:
-        """Save the current position: after the current batch, or with the epoch completed.
+    def _save_epoch(self) -> None:
+        """Save with the epoch completed; training goes on without where the disk refuses, but does not end so.
 
         Raises:
-            StorageError: The disk refused a save that is required.
+            StorageError: The disk refused the last save.
         """
-        at = (self.epoch + 1, 0) if completed else (self.epoch, self.batch)
-        saved = state.capture(self, *at)
+        best_before, best = self.best_map, self._improved()
+        keep = self.save_period > 0 and self.epoch % self.save_period == 0
         try:
-            if best:
-                self.run.writer.save_best({**saved, **state.as_ultralytics(self)})
-            self.run.writer.save(saved)
-        except StorageError as error:
-            if required:
+            self._save(self.epoch + 1, 0, best=best, wait=self.stop or keep)
+            if keep:
+                storage.link(self.last, self.wdir / f"epoch{self.epoch}.pt")
+        except StorageError:
+            self.best_map = best_before  # what is on the disk: a later model that is better than it will be kept
+            if self.stop:
                 raise
-            self.run.status.say(f"WARNING: {error}")
-            return
-        if completed and self.save_period > 0 and self.epoch % self.save_period == 0:
-            storage.link(self.last, self.wdir / f"epoch{self.epoch}.pt")
-        position = {"epoch": at[0], "batch": at[1], "time": saved["progress"]["saved"]}
-        self.run.status.update(now=True, checkpoint={"path": str(self.last), **position})
+
+    def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
+        extra = as_ultralytics(self) if best else None
+        self.run.writer.save(*self.snapshot(epoch, batch), best=extra, wait=wait)
+
+    def _tell_saves(self) -> None:
+        """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
+        writer, status = self.run.writer, self.run.status
+        if writer.problem and not self._warned:
+            status.say(f"WARNING: {writer.problem} Training goes on, and saving is tried again.")
+        elif self._warned and not writer.problem:
+            status.say("Saving works again.")
+        self._warned = bool(writer.problem)
+        if writer.interval_s > writer.max_lost_s and not self._thinned:
+            self._thinned = True
+            status.say(
+                f"A save costs {writer.cost_s / writer.saves:.2f} s: to stay within {writer.max_cost_percent:g} %, "
+                f"checkpoints are {writer.interval_s:.0f} s apart, not {writer.max_lost_s:g}."
+            )
+        if writer.position is not None and writer.position is not self._told:
+            self._told = writer.position
+            at = {"epoch": self._told["epoch"], "batch": self._told["batch"], "time": self._told["saved"]}
+            status.update(now=True, checkpoint={"path": str(self.last), **at}, **writer.report())
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Add a row to the results; the file is made anew from all rows, so that no kill doubles or tears one."""
@@ -119,11 +141,17 @@ class Saving(Setup):
     def _stop_if_asked(self) -> None:
         """Save and leave when a stop was asked for. A stop during validation abandons it; a resume repeats it."""
         if reason := self.run.stop():
-            if not self.stop:
-                self._save()
+            try:
+                if not self.stop:
+                    self._save(self.epoch, self.batch, wait=True)
+            except StorageError:
+                if not self.last.exists():
+                    raise
+            self._tell_saves()
             raise Stopped(reason)
 
     def _report(self) -> None:
+        self._tell_saves()
         if self.run.status.due():
             losses = {name: float(value) for name, value in (self.tloss or {}).items()}
             elapsed = time.time() - self.train_time_start

@@ -1,4 +1,4 @@
-"""Everything that a training run is, captured into a checkpoint and put back.
+"""Everything that a training run is, and how it is put back; `kit.trainer.capture` takes it.
 
 The numbers below are those of the states that must survive: raw weights with BatchNorm's buffers, the EMA and its
 update count, the optimizer with the group values of mid-warm-up, the scheduler, the gradient scaler, gradients in
@@ -9,20 +9,16 @@ clock, and what set-up decided (optimizer, learning rate, batch size, mixed prec
 from __future__ import annotations
 
 import platform
-import time
 from copy import deepcopy
-from datetime import datetime
 from typing import Any
 
 import numpy
 import torch
 import torchvision
 import ultralytics
-from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import unwrap_model
 
 from kit import randomness
-from kit.checkpoint import FORMAT, plain
 
 DECIDED = ("optimizer", "lr0", "warmup_bias_lr", "max_det", "batch", "imgsz")  # what Ultralytics' set-up changes
 SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "oom_retries", "last_opt_step")
@@ -39,49 +35,6 @@ def versions() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
-    }
-
-
-def capture(trainer: Any, epoch: int, batch: int) -> dict[str, Any]:
-    """Return the checkpoint of a trainer that stands `batch` batches into `epoch` (counted from 0)."""
-    model = unwrap_model(trainer.model)
-    run = trainer.run
-    return {
-        "epoch": epoch,
-        "model_state_dict": model.state_dict(),
-        "ema_state_dict": trainer.ema.ema.state_dict(),
-        "optimizer_state_dict": plain(trainer.optimizer.state_dict()),
-        "scheduler_state_dict": plain(trainer.scheduler.state_dict()),
-        "scaler_state_dict": plain(trainer.scaler.state_dict()),
-        "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-        "best_map": plain(trainer.best_map),
-        "config": run.config.to_dict(),
-        "progress": {
-            "global_step": trainer.global_step,
-            "batch": batch,
-            "batches": len(trainer.train_loader),
-            "epochs": trainer.epochs,
-            "elapsed_s": time.time() - trainer.train_time_start,
-            "saved": time.time(),
-        },
-        "loop": plain(
-            {
-                **{name: getattr(trainer, name) for name in (*SCALARS, *TENSORS)},
-                "loss_names": trainer.loss_names,
-                "metrics": trainer.metrics,
-                "ema_updates": trainer.ema.updates,
-                "stopper": vars(trainer.stopper),
-                "criterion": _schedule(model),
-                "decided": {name: getattr(trainer.args, name) for name in DECIDED},
-                "amp": trainer.amp,
-            }
-        ),
-        "history": plain(trainer.history),
-        "architecture": {**run.identity, "yaml": plain(deepcopy(model.yaml)), "data_hash": trainer.data_hash},
-        "rng_state": randomness.state_dict(),
-        "run_id": run.run_id,
-        "format_version": FORMAT,
-        "versions": versions(),
     }
 
 
@@ -106,7 +59,7 @@ def restore(trainer: Any, state: dict[str, Any], changed: bool = False) -> None:
     for name in SCALARS:
         setattr(trainer, name, loop[name])
     for name in TENSORS:
-        setattr(trainer, name, _to(loop[name], trainer.device))
+        setattr(trainer, name, copied(loop[name], trainer.device))
     trainer.loss_names, trainer.metrics = tuple(loop["loss_names"]), loop["metrics"]
     patience = trainer.stopper.patience  # may change from session to session
     vars(trainer.stopper).update(loop["stopper"])
@@ -135,29 +88,7 @@ def _restore_optimizer(trainer: Any, state: dict[str, Any], changed: bool) -> No
     scheduler.load_state_dict(state["scheduler_state_dict"])
 
 
-def as_ultralytics(trainer: Any) -> dict[str, Any]:
-    """Return the entries that make `YOLO("best.pt")` predict: the EMA model in fp16, as Ultralytics strips it."""
-    model = deepcopy(trainer.ema.ema).half().to(memory_format=torch.contiguous_format)
-    model.criterion, model.args = None, dict(vars(trainer.args))
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            torch.nan_to_num_(value)
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    arguments = {**DEFAULT_CFG_DICT, **vars(trainer.args)}
-    return {
-        "model": model,
-        "ema": None,
-        "train_args": plain({name: arguments[name] for name in DEFAULT_CFG_DICT}),
-        "train_metrics": plain({**trainer.metrics, "fitness": trainer.fitness}),
-        "date": datetime.now().astimezone().isoformat(),
-        "version": ultralytics.__version__,
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-        "docs": "https://docs.ultralytics.com",
-    }
-
-
-def _schedule(model: Any) -> dict[str, float]:
+def schedule(model: Any) -> dict[str, float]:
     """Return the numbers of a criterion that changes as training goes (the end-to-end heads' loss weights)."""
     criterion = getattr(model, "criterion", None)
     if not hasattr(criterion, "update"):
@@ -165,7 +96,8 @@ def _schedule(model: Any) -> dict[str, float]:
     return {name: value for name, value in vars(criterion).items() if isinstance(value, (int, float))}
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def copied(value: Any, device: torch.device | None) -> Any:
+    """Copy the tensors in a value to a device, or to where each is."""
     if isinstance(value, dict):
-        return {name: _to(item, device) for name, item in value.items()}
-    return value.to(device, copy=True) if isinstance(value, torch.Tensor) else value
+        return {name: copied(item, device) for name, item in value.items()}
+    return value.detach().to(device or value.device, copy=True) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,168 @@
+"""A trainer's state as a checkpoint: what is copied while training waits, and what is made of it afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import torch
+import ultralytics
+from ultralytics.cfg import DEFAULT_CFG_DICT
+from ultralytics.utils.torch_utils import unwrap_model
+
+from kit import randomness
+from kit.checkpoint import FORMAT, plain
+from kit.snapshot import Place, Sections, place
+from kit.trainer.state import DECIDED, SCALARS, TENSORS, copied, schedule, versions
+
+
+class _Tensors:
+    """The tensors of a module's state dict, found without building one."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._places = [
+            (holder, key, prefix + key)
+            for prefix, each in _modules(module)
+            for holder in (each._parameters, each._buffers)
+            for key, value in holder.items()
+            if value is not None and key not in each._non_persistent_buffers_set
+        ]
+        self.names = [name for _, _, name in self._places]
+
+    def __call__(self) -> list[torch.Tensor]:
+        return [holder[key] for holder, key, _ in self._places]  # type: ignore[misc]
+
+
+def _modules(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield a module and those in it in the order of its state dict, a shared one under each of its names."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{prefix}{name}.")
+
+
+class Snapshot:
+    """Takes the state of a trainer apart: tensors to copy, and a function that makes a checkpoint of the copies.
+
+    Training waits while this looks tensors up, so it builds nothing: that is for the thread that writes.
+
+    Args:
+        trainer: The trainer, set up.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        model = unwrap_model(trainer.model)
+        self._modules = {"model_state_dict": _Tensors(model), "ema_state_dict": _Tensors(trainer.ema.ema)}
+        self._parameters = list(model.named_parameters())
+        self._constant = {
+            "config": trainer.run.config.to_dict(),
+            "architecture": {
+                **trainer.run.identity,
+                "yaml": plain(deepcopy(model.yaml)),
+                "data_hash": trainer.data_hash,
+            },
+            "run_id": trainer.run.run_id,
+            "format_version": FORMAT,
+            "versions": versions(),
+        }
+
+    def layout(self) -> dict[str, list[Place]]:
+        """Return how the tensors lie, with room for gradients in flight."""
+        sections, _ = self(0, 0)
+        sections["gradients"] = [parameter for _, parameter in self._parameters if parameter.requires_grad]
+        return {name: [place(tensor) for tensor in tensors] for name, tensors in sections.items()}
+
+    def __call__(self, epoch: int, batch: int) -> tuple[Sections, Callable[[Sections], dict[str, Any]]]:
+        """Return the sections, and what makes a checkpoint of them for `batch` batches into `epoch` (from 0)."""
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        memory = [(i, *item) for i, each in enumerate(parameters) for item in optimizer.state.get(each, {}).items()]
+        gradients = {name: parameter.grad for name, parameter in self._parameters if parameter.grad is not None}
+        sections: Sections = {
+            **{name: tensors() for name, tensors in self._modules.items()},
+            "optimizer_state_dict": [value for _, _, value in memory if isinstance(value, torch.Tensor)],
+            "gradients": list(gradients.values()),
+        }
+        groups = [dict(group) for group in optimizer.param_groups]
+        rest = {
+            **self._constant,
+            "epoch": epoch,
+            "best_map": plain(trainer.best_map),
+            "scheduler_state_dict": plain(trainer.scheduler.state_dict()),
+            "scaler_state_dict": plain(trainer.scaler.state_dict()),
+            "progress": self._progress(batch),
+            "loop": copied(self._loop(), None),
+            "history": list(trainer.history),
+            "rng_state": randomness.state_dict(),
+        }
+
+        def build(copies: Sections) -> dict[str, Any]:
+            numbers, moments = iter(range(len(parameters))), iter(copies["optimizer_state_dict"])
+            state: dict[int, dict[str, Any]] = {}
+            for i, name, value in memory:
+                state.setdefault(i, {})[name] = next(moments) if isinstance(value, torch.Tensor) else plain(value)
+            for group in groups:
+                group["params"] = list(islice(numbers, len(group["params"])))
+            return {
+                **rest,
+                **{name: dict(zip(self._modules[name].names, copies[name], strict=True)) for name in self._modules},
+                "optimizer_state_dict": {"state": state, "param_groups": plain(groups)},
+                "gradients": dict(zip(gradients, copies["gradients"], strict=True)),
+                "loop": copied(rest["loop"], torch.device("cpu")),
+            }
+
+        return sections, build
+
+    def _progress(self, batch: int) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "global_step": trainer.global_step,
+            "batch": batch,
+            "batches": len(trainer.train_loader),
+            "epochs": trainer.epochs,
+            "elapsed_s": time.time() - trainer.train_time_start,
+            "saved": time.time(),
+        }
+
+    def _loop(self) -> dict[str, Any]:
+        trainer = self.trainer
+        loop: dict[str, Any] = plain(
+            {
+                **{name: getattr(trainer, name) for name in (*SCALARS, *TENSORS)},
+                "loss_names": trainer.loss_names,
+                "metrics": trainer.metrics,
+                "ema_updates": trainer.ema.updates,
+                "stopper": vars(trainer.stopper),
+                "criterion": schedule(unwrap_model(trainer.model)),
+                "decided": {name: getattr(trainer.args, name) for name in DECIDED},
+                "amp": trainer.amp,
+            }
+        )
+        return loop
+
+
+def as_ultralytics(trainer: Any) -> dict[str, Any]:
+    """Return the entries that make `YOLO("best.pt")` predict: the EMA model in fp16, as Ultralytics strips it."""
+    model = deepcopy(trainer.ema.ema).half().cpu().to(memory_format=torch.contiguous_format)
+    model.criterion, model.args = None, dict(vars(trainer.args))
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            torch.nan_to_num_(value)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    arguments = {**DEFAULT_CFG_DICT, **vars(trainer.args)}
+    return {
+        "model": model,
+        "ema": None,
+        "train_args": plain({name: arguments[name] for name in DEFAULT_CFG_DICT}),
+        "train_metrics": plain({**trainer.metrics, "fitness": trainer.fitness}),
+        "date": datetime.now().astimezone().isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
