@@ -1,12 +1,12 @@
 # make train   train the quick start (again: it goes on)     make test       the tests, a few minutes
 # make lint    ruff and mypy                                 make test-slow  the long ones
-# make bench   the figures in the README
+# make bench   the figures in the README                     make chaos      a thousand kills during saves
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-slow lint bench clean
+.PHONY: train test test-slow lint bench chaos clean
 
 train: $(VENV)/run
 	$(BIN)/python -m kit train $(ARGS)
@@ -21,6 +21,9 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: $(VENV)/dev
+	$(BIN)/python tests/chaos.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)

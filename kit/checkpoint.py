@@ -66,6 +66,11 @@ class Summary:
     saved: float
 
     @property
+    def best(self) -> tuple[str, float | None]:
+        """What a `best.pt` that belongs to this checkpoint has too."""
+        return self.run_id, self.best_map
+
+    @property
     def position(self) -> str:
         """The position in words."""
         return f"epoch {self.epoch}/{self.epochs}" + (f", batch {self.batch}/{self.batches}" if self.batch else "")

@@ -178,12 +178,12 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename `path` to a name that is free, and return that name."""
-    number, target = 1, path.with_name(f"{path.name}.bad" if path.is_file() else f"{path.name}-1")
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.bad{number}" if path.is_file() else f"{path.name}-{number}")
+def set_aside(path: Path, word: str = "bad") -> Path:
+    """Rename a file to `NAME.bad`, `NAME.bad2`, …, or a folder to `NAME-1`, `NAME-2`, …; return the new name."""
+    names = [f"{path.name}.{word}", *(f"{path.name}.{word}{n}" for n in range(2, 1000))]
+    if path.is_dir():
+        names = [f"{path.name}-{n}" for n in range(1, 1000)]
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     path.rename(target)
     return target
 

@@ -275,10 +275,60 @@ def test_data_set_folder_may_be_read_only_and_its_caches_are_not_read(place: Pat
 
 def test_lone_latest_writes_a_new_best(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where latest.pt arrives alone, the next validation writes a best.pt and the output says that the old is gone."""
-    values = training.settings(place, epochs=2)
-    kill(values, at=ASKED + 1)
+    values = training.settings(place, epochs=2, **EVERY_STEP)
+    kill(values, at=ASKED + 2)
     best = place / "working/runs/train/checkpoints/best.pt"
     best.unlink()
     training.train(values)
     assert "The best model so far is gone" in capsys.readouterr().out
     assert best.exists()
+
+
+def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training stands at the model of the best mAP: best.pt is what it was."""
+    values = training.settings(place, epochs=3)
+    kill(values, at=ASKED + 1)
+    folder = place / "working/runs/train/checkpoints"
+    before = checkpoint.read(folder / "best.pt", load=setup.open_checkpoint)
+    content = bytearray((folder / "best.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "best.pt").unlink()  # the file that was read above is still open
+    (folder / "best.pt").write_bytes(content)
+    kill(values, at=1)
+    said = capsys.readouterr().out
+    assert "was set aside as best.pt.bad" in said
+    assert "best.pt had gone: it was made anew from the checkpoint" in said
+    after = checkpoint.read(folder / "best.pt", load=setup.open_checkpoint)
+    assert differences(before, after) == []
+    assert differences({"m": before["model"].state_dict()}, {"m": after["model"].state_dict()}, ("m",)) == []
+
+
+def test_best_of_the_same_run_is_brought_from_another_input(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """latest.pt and best.pt may come from two attached inputs; a best.pt of another run is not taken."""
+    values = training.settings(place, epochs=3)
+    kill(run(values, "a"), at=2 * ASKED + 2)
+    kill(run(values, "b"), at=ASKED + 1)
+    a, b = (place / f"working/runs/{name}/checkpoints" for name in "ab")
+    for source, name in ((b / "best.pt", "one"), (a / "best.pt", "two"), (a / "latest.pt", "three")):
+        (place / "input" / name).mkdir()
+        shutil.copy(source, place / "input" / name)
+    content = (a / "best.pt").read_bytes()
+    shutil.rmtree(place / "working/runs")
+    kill(values, at=1)
+    assert "best model so far is gone" not in capsys.readouterr().out
+    assert (place / "working/runs/train/checkpoints/best.pt").read_bytes() == content
+
+
+def test_checkpoints_in_the_way_of_a_given_one_are_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--resume FILE` from elsewhere overwrites nothing in the run folder."""
+    values = training.settings(place, epochs=3)
+    kill(run(values, "a"), at=ASKED + 1)
+    kill(run(values, "b"), at=2 * ASKED + 1)
+    folder = place / "working/runs/b/checkpoints"
+    contents = {name: (folder / name).read_bytes() for name in ("latest.pt", "previous.pt", "best.pt")}
+    training.train(run(values, "b"), resume=str(place / "working/runs/a/checkpoints/latest.pt"))
+    assert "latest.pt of the run folder was kept as latest.pt.old" in capsys.readouterr().out
+    for name, content in contents.items():
+        assert (folder / f"{name}.old").read_bytes() == content

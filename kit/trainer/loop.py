@@ -88,11 +88,11 @@ class Resumable(Recovery, Saving):
         self.train_time_start = self.epoch_time_start - elapsed
         if self.args.close_mosaic:
             self.plot_idx += [(self.epochs - self.args.close_mosaic) * len(self.train_loader) + i for i in range(3)]
+        self.snapshot = Snapshot(self)
+        self.run.writer.make(self.snapshot.layout())
         self._seek()
         self._announce()
         self.run.resumed = None
-        self.snapshot = Snapshot(self)
-        self.run.writer.make(self.snapshot.layout())
         self.run.writer.start()
 
     def optimizer_step(self) -> None:

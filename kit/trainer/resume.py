@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 
-from kit import config as config_module, data, discovery, storage
-from kit.checkpoint import BEST, LATEST
+from kit import config as config_module, data, discovery, session, storage
+from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.config import Config
 from kit.discovery import Candidate
 from kit.errors import CheckpointError, MismatchError, ModelError
@@ -70,12 +70,35 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if changed:
         status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
     if found.path.parent != folder:
+        for path in (folder / LATEST, folder / PREVIOUS):
+            if path.exists():
+                status.say(f"{path.name} of the run folder was kept as {storage.set_aside(path, 'old').name}")
         storage.copy(found.path, folder / LATEST)
-        if (found.path.parent / BEST).exists():
-            storage.copy(found.path.parent / BEST, folder / BEST)
-    if found.summary.best_map is not None and not (folder / BEST).exists():
-        status.say("The best model so far is gone: the next validation writes a new best.pt.")
+    _see_to_best(folder / BEST, found, status)
     return state
+
+
+def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
+    """Have a good `best.pt` in the run folder: the one that is there, or one of the same run that lies elsewhere."""
+    if best.exists():
+        try:
+            storage.verify(best)
+            if found.path.parent == best.parent or _is_best(best, found):
+                return
+            status.say(f"{best.name} of the run folder was kept as {storage.set_aside(best, 'old').name}")
+        except CheckpointError as error:
+            status.say(f"WARNING: {error}")
+            status.say(f"It was set aside as {storage.set_aside(best).name}")
+    for path in [found.path.parent / BEST, *sorted(session.inputs().rglob(BEST))]:
+        if path.exists() and _is_best(path, found):
+            storage.copy(path, best)
+            return
+
+
+def _is_best(path: Path, found: Candidate) -> bool:
+    """Tell whether a file is the `best.pt` that a checkpoint speaks of."""
+    summary = discovery.look(path, load=open_checkpoint).summary
+    return bool(summary and found.summary and summary.best == found.summary.best)
 
 
 def complete(config: Config, state: dict[str, Any]) -> bool:

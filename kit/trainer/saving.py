@@ -61,11 +61,22 @@ class Saving(Setup):
             say(f"Resumed from epoch {self.epoch}")
             if self.best_map is not None:
                 say(f"Best mAP so far: {self.best_map:.4f}")
+                self._see_to_best()
         if self.stop or self.epoch >= self.epochs:
             say(f"Training is complete after {self.epoch} epochs: only the final evaluation is left")
             return
         place = f"batch {self.batch + 1}/{batches}" if self.batch < batches else "validation"
         say(f"Starting training from epoch {self.epoch + 1}/{self.epochs} ({place})")
+
+    def _see_to_best(self) -> None:
+        """Make a `best.pt` that has gone anew, where the model of that mAP is the one that training stands at."""
+        if self.best.exists():
+            return
+        if self.batch == 0 and self._current_map() == self.best_map:
+            self._save(self.epoch, 0, best=True)
+            self.run.status.say("best.pt had gone: it was made anew from the checkpoint")
+        else:
+            self.run.status.say("The best model so far is gone: the next validation writes a new best.pt.")
 
     def _improved(self) -> bool:
         """Take note of a strictly greater mAP50-95, or of any where `best.pt` has gone."""
