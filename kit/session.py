@@ -6,6 +6,7 @@ for, so a test (or a user) sets the environment and asks again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 from kit.errors import ConfigError, StorageError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+QUOTA = 20 * 10**9  # bytes of the working folder that Kaggle keeps
 HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
 
 
@@ -66,6 +68,25 @@ def _folder(variable: str, kaggle: str, elsewhere: Path) -> Path:
     return Path(kaggle) if on_kaggle() else elsewhere
 
 
+def free(folder: Path) -> int:
+    """Return the bytes free in a folder: on its disk, and of the 20 GB that Kaggle keeps of the working folder."""
+    room = shutil.disk_usage(folder).free
+    if on_kaggle() and folder.absolute().is_relative_to(working()):
+        room = min(room, int(os.environ.get("KIT_QUOTA", QUOTA)) - used(working()))
+    return max(room, 0)
+
+
+def used(folder: Path) -> int:
+    """Return the bytes that the files in a folder take, each counted once whatever its names."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a temporary file that has just gone
+                state = os.lstat(os.path.join(parent, name))
+                sizes[state.st_dev, state.st_ino] = state.st_blocks * 512
+    return sum(sizes.values())
+
+
 def started() -> float:
     """Return when the session began, in Unix seconds.
 
@@ -111,15 +132,14 @@ def gpus() -> list[str]:
 def report() -> dict[str, str]:
     """Return where this is and what it has, one line each."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    free = {name: shutil.disk_usage(folder).free / 1e9 for name, folder in (("w", working()), ("s", scratch()))}
     limit = deadline("auto")
     return {
         "place": f"Kaggle, {run_type()} session" if on_kaggle() else "not Kaggle",
         "time left": f"{(limit - time.time()) / 3600:.1f} h of this session" if limit else "no limit",
         "GPU": ", ".join(gpus()) or "none: training runs on the CPU",
         "machine": f"{os.cpu_count()} cores, {memory:.0f} GB of memory",
-        "working": f"{working()}, {free['w']:.0f} GB free",
-        "scratch": f"{scratch()}, {free['s']:.0f} GB free",
+        "working": f"{working()}, {free(working()) / 1e9:.0f} GB free",
+        "scratch": f"{scratch()}, {free(scratch()) / 1e9:.0f} GB free",
         "inputs": ", ".join(sorted(p.name for p in inputs().iterdir())) if inputs().is_dir() else "none attached",
     }
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from kit import session
 from kit.errors import BusyError, CheckpointError, StorageError
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
@@ -62,7 +63,7 @@ class Disk:
 
     def free(self, folder: Path) -> int:
         """Bytes free for this user."""
-        return shutil.disk_usage(folder).free
+        return session.free(folder)
 
 
 DISK = Disk()

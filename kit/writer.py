@@ -21,6 +21,7 @@ from kit.snapshot import Place, Sections, Slot
 from kit.storage import DISK, Disk
 
 SLOTS = 2
+RECENT = 8  # saves that the interval is measured from
 
 
 class Writer:
@@ -38,7 +39,6 @@ class Writer:
         skipped: Saves between epochs that fell into one that was still being written.
         held_s: Seconds that training was held.
         cpu_s: Seconds of CPU time that the writing thread took, and of a GPU's for its copies.
-        problem: Why the last save failed; empty when it did not.
         position: Of the newest checkpoint on the disk, as `progress` has it, or None.
     """
 
@@ -48,8 +48,9 @@ class Writer:
         self.folder, self.disk = folder, disk
         self.max_lost_s, self.max_cost_percent = max_lost_s, max_cost_percent
         self.saves = self.skipped = 0
-        self.held_s = self.cpu_s = self.slowest_s = 0.0
-        self.problem = ""
+        self.held_s = self.cpu_s = 0.0
+        self.recent: list[tuple[float, float]] = []  # cost of a save, and the time until it was on the disk, in seconds
+        self._problems = {LATEST: "", BEST: ""}
         self.position: dict[str, Any] | None = None
         self._slots = [(Slot(pinned), _done()) for _ in range(SLOTS)]  # the next one first
         self._pool = ThreadPoolExecutor(1, "writer")
@@ -65,29 +66,38 @@ class Writer:
         self._slots = [(slot, self._pool.submit(slot.make, layout)) for slot, _ in self._slots]
 
     @property
-    def cost_s(self) -> float:
-        """Seconds that protection has cost: training held, and the writing thread's CPU time."""
-        return self.held_s + self.cpu_s
+    def problem(self) -> str:
+        """Why the last save failed; empty when it did not."""
+        return self._problems[LATEST] or self._problems[BEST]
 
     @property
     def cost_percent(self) -> float:
-        """Share of the time since the start that protection cost, in percent."""
-        return 100 * self.cost_s / max(time.monotonic() - self._began, 1e-9)
+        """Share of the time since the start that training was held or the writing thread computed, in percent."""
+        return 100 * (self.held_s + self.cpu_s) / max(time.monotonic() - self._began, 1e-9)
+
+    @property
+    def save_s(self) -> float:
+        """What a save of `latest.pt` costs at present, in seconds."""
+        return sum(cost for cost, _ in self.recent) / len(self.recent) if self.recent else 0.0
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds until a save is on the disk, the slowest at present."""
+        return max((latency for _, latency in self.recent), default=0.0)
 
     @property
     def interval_s(self) -> float:
         """Seconds between two saves within an epoch, from what the saves cost so far."""
-        return max(self.max_lost_s - self.slowest_s, self._affordable_s)
+        return max(self.max_lost_s - self.latency_s, self._affordable_s)
 
     @property
     def _affordable_s(self) -> float:
-        typical = self.cost_s / self.saves if self.saves else 0.0
-        return typical * 100 / self.max_cost_percent
+        return self.save_s * 100 / self.max_cost_percent
 
     @property
     def lost_work_bound_s(self) -> float:
         """Seconds of work that a kill may cost: the interval, and the save that it falls into."""
-        return self.interval_s + self.slowest_s
+        return self.interval_s + self.latency_s
 
     def due(self, pause: bool = False) -> bool:
         """Tell whether a save within an epoch is due, and the writer is free.
@@ -123,60 +133,67 @@ class Writer:
         Args:
             sections: The tensors, by section of the checkpoint.
             build: Makes the checkpoint of their copies, in the writing thread.
-            best: Publish the snapshot as `best.pt` too, with these entries beside; this waits.
-            wait: Return when it is on the disk.
+            best: Publish the snapshot as `best.pt` first, with these entries beside; return when that is on the disk.
+            wait: Return when `latest.pt` is on the disk.
 
         Raises:
             StorageError: The disk refused a save that was waited for; the checkpoints are as they were.
         """
         began = time.monotonic()
+        slot, job = self._slots[0]
+        if not isinstance(error := job.exception(), StorageError | None):
+            raise error
+        copying = time.monotonic()
+        staged, delivered = slot.copy(sections)
+        copied = time.monotonic() - copying
+        waited = []
+        if best is not None:
+            waited.append(self._pool.submit(self._write, BEST, staged, delivered, lambda c: {**build(c), **best}))
+        job = self._pool.submit(self._write, LATEST, staged, delivered, build, began, copied)
+        self._slots = [*self._slots[1:], (slot, job)]
+        self._last = began
         try:
-            slot, job = self._slots[0]
-            if not isinstance(error := job.exception(), StorageError | None):
-                raise error
-            staged, delivered = slot.copy(sections)
-            job = self._pool.submit(self._write, staged, delivered, build, best, began)
-            self._slots = [*self._slots[1:], (slot, job)]
-            self._last = began
-            if wait or best is not None:
-                job.result()
+            for each in [*waited, job] if wait else waited:
+                each.result()
         finally:
             self.held_s += time.monotonic() - began
 
     def close(self) -> None:
-        """Wait for what is still to be written."""
+        """Wait for what is still to be written; nothing can be saved after that."""
         self._pool.shutdown()
 
     def _write(
         self,
+        name: str,
         staged: Sections,
         delivered: Callable[[], float],
         build: Callable[[Sections], dict[str, Any]],
-        best: dict[str, Any] | None,
-        began: float,
+        began: float = 0.0,
+        copied: float = 0.0,
     ) -> None:
         cpu = time.thread_time()
         try:
-            self.cpu_s += delivered()
+            self.cpu_s += (held := delivered())
             state = build(staged)
             size = sum(tensor.nbytes for section in staged.values() for tensor in section)
-            if best is not None:
-                self._publish(BEST, {**state, **best}, size + size // 4, None)
-            self._publish(LATEST, state, size, self.folder / PREVIOUS)
-            self.saves += 1
-            self.position = {"epoch": state["epoch"], **state["progress"]}
-            self.problem = ""
+            self._publish(name, state, size)
+            self._problems[name] = ""
         except StorageError as error:
-            self.problem = str(error)
+            self._problems[name] = str(error)
             raise
         finally:
-            self.cpu_s += time.thread_time() - cpu
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            cpu = time.thread_time() - cpu
+            self.cpu_s += cpu
+        if name == LATEST:
+            self.saves += 1
+            self.recent = [*self.recent, (copied + held + cpu, time.monotonic() - began)][-RECENT:]
+            self.position = {"epoch": state["epoch"], **state["progress"]}
 
-    def _publish(self, name: str, state: dict[str, Any], size: int, previous: Path | None) -> None:
+    def _publish(self, name: str, state: dict[str, Any], size: int) -> None:
         if not self.folder.is_dir():
             storage.make_folder(self.folder)  # deleted while training
-        storage.make_room(self.folder, size, self.disk)
+        storage.make_room(self.folder, size + size // 4, self.disk)  # best.pt also holds the model in half precision
+        previous = self.folder / PREVIOUS if name == LATEST else None
         storage.publish(
             self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
         )

@@ -164,3 +164,17 @@ def test_environment_keeps_ultralytics_at_home_and_what_was_set(place: Path, mon
     assert os.environ["YOLO_OFFLINE"] == "true"
     assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "true"
     assert os.environ["YOLO_VERBOSE"] == "true"
+
+
+def test_kaggle_keeps_twenty_gigabytes_of_the_working_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free is the lesser of the disk's room and of what is left of them; a second name takes no room."""
+    disk = session.free(session.working())
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setenv("KIT_QUOTA", "10000000")
+    (place / "working/runs").mkdir()
+    (place / "working/runs/file").write_bytes(bytes(4_000_000))
+    (place / "working/again").hardlink_to(place / "working/runs/file")
+    assert 5_900_000 < session.free(session.working() / "runs") <= 6_000_000
+    assert session.free(session.scratch()) > disk // 2
+    (place / "working/more").write_bytes(bytes(7_000_000))
+    assert session.free(session.working()) == 0

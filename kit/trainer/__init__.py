@@ -99,9 +99,6 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
         raise
-    finally:
-        run.writer.close()
-        status.update(now=True, **run.writer.report())
     status.update(now=True, state="finished", best_map=trainer.best_map)
     best = f"best mAP {trainer.best_map:.4f} in {trainer.best}" if trainer.best_map is not None else "no validation"
     status.say(f"Training finished: {len(trainer.history)} epochs, {best}")

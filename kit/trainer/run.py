@@ -55,3 +55,14 @@ class Run:
         kit = self.config.kit
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
         self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+
+    def close(self) -> None:
+        """Wait for what is still to be written, and say what the checkpoints have cost."""
+        self.writer.close()
+        report = self.writer.report()
+        self.status.update(now=True, **report)
+        if self.writer.saves:
+            self.status.say(
+                "Checkpoints: {saves} written, {skipped} skipped, {cost_percent:.2f} % of the time; a kill would have "
+                "cost {lost_work_bound_s:.0f} s of work at most".format(**report)
+            )

@@ -125,7 +125,7 @@ class Saving(Setup):
         if writer.interval_s > writer.max_lost_s and not self._thinned:
             self._thinned = True
             status.say(
-                f"A save costs {writer.cost_s / writer.saves:.2f} s: to stay within {writer.max_cost_percent:g} %, "
+                f"A save costs {writer.save_s:.2f} s: to stay within {writer.max_cost_percent:g} %, "
                 f"checkpoints are {writer.interval_s:.0f} s apart, not {writer.max_lost_s:g}."
             )
         if writer.position is not None and writer.position is not self._told:
