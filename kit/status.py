@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ EVERY = 0.25  # seconds between two writes, so that a fast loop is not slowed
 
 
 class Status:
-    """The progress of one run, written as it changes.
+    """The progress of one run, written as it changes, by a thread: a rename can take as long as a training step.
 
     Args:
         folder: The run folder.
@@ -32,9 +33,11 @@ class Status:
         self.path = folder / NAME
         self.values: dict[str, Any] = {"pid": os.getpid(), "messages": []}
         self._next = 0.0
+        self._pool = ThreadPoolExecutor(1, "status")
+        self._job: Future[None] | None = None
 
     def update(self, *, now: bool = False, **values: Any) -> None:
-        """Change values and write them, at most every `EVERY` seconds unless `now` is set.
+        """Change values and have them written, at most every `EVERY` seconds; with `now` they are when this returns.
 
         A full disk does not end a training run: what could not be written is written the next time.
         """
@@ -43,13 +46,17 @@ class Status:
             return
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
-        text = json.dumps(_plain(self.values), indent=1)
+        self._job = self._pool.submit(self._write, json.dumps(_plain(self.values), indent=1).encode())
+        if now:
+            self._job.result()
+
+    def _write(self, text: bytes) -> None:
         with contextlib.suppress(StorageError):
-            storage.publish(self.path, lambda file: file.write(text.encode()), durable=False)
+            storage.publish(self.path, lambda file: file.write(text), durable=False)
 
     def due(self) -> bool:
         """Tell whether the next update will be written."""
-        return time.monotonic() >= self._next
+        return time.monotonic() >= self._next and (self._job is None or self._job.done())
 
     def say(self, line: str) -> None:
         """Print one line for the user and keep it in the file, where the notebook finds it."""

@@ -92,7 +92,13 @@ class Writer:
 
     @property
     def _affordable_s(self) -> float:
-        return self.save_s * 100 / self.max_cost_percent
+        """Seconds after the last save when another is paid for, with all that was spent on saves since the start.
+
+        Saves that may not be skipped can run up a debt: it thins the others out to a tenth, and no further.
+        """
+        pace = self.save_s * 100 / self.max_cost_percent
+        debt = (self.held_s + self.cpu_s) * 100 / self.max_cost_percent - (self._last - self._began)
+        return pace + min(max(debt, 0.0), 9 * pace)
 
     @property
     def lost_work_bound_s(self) -> float:

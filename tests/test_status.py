@@ -34,6 +34,8 @@ def test_fast_loop_writes_only_now_and_then(tmp_path: Path, monkeypatch: pytest.
     assert not said.due()
     said.update(batch=2)
     said.update(loss=0.5)
+    assert said._job is not None
+    said._job.result()  # it is written by a thread
     assert status.read(tmp_path)["batch"] == 1
     said.update(now=True, epoch=1)
     values = status.read(tmp_path)

@@ -232,7 +232,19 @@ def test_interval_comes_back_when_saves_get_cheaper(tmp_path: Path) -> None:
     assert writer.interval_s == 1000
     for number in range(8):
         save(writer, number)
+    writer.held_s = writer.cpu_s = 0.0
     assert 29 < writer.interval_s < 30
+
+
+def test_saves_that_may_not_be_skipped_are_paid_for_by_the_others(tmp_path: Path) -> None:
+    """A debt thins out the saves between epochs, to a tenth and no further."""
+    writer = Writer(tmp_path, 1e-9, 1)
+    writer.recent = [(0.1, 0.1)]
+    intervals = []
+    for spent in (0.0, 0.2, 5.0):
+        writer.held_s = spent
+        intervals.append(round(writer.interval_s))
+    assert intervals == [10, 30, 100]
 
 
 def test_save_before_a_pause_is_due_as_soon_as_it_may_cost(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Saving(Setup):
         if writer.position is not None and writer.position is not self._told:
             self._told = writer.position
             at = {"epoch": self._told["epoch"], "batch": self._told["batch"], "time": self._told["saved"]}
-            status.update(now=True, checkpoint={"path": str(self.last), **at}, **writer.report())
+            status.update(checkpoint={"path": str(self.last), **at}, **writer.report())
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Add a row to the results; the file is made anew from all rows, so that no kill doubles or tears one."""
