@@ -37,5 +37,10 @@ $(VENV)/dev: $(VENV)/run requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-bench: $(VENV)/run
-	$(BIN)/python benchmarks/loader.py $(ARGS)
+$(VENV)/bench: $(VENV)/run benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
+	touch $@
+
+bench: $(VENV)/bench
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/saving.py
