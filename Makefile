@@ -43,4 +43,6 @@ $(VENV)/bench: $(VENV)/run benchmarks/requirements.txt
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/cost.py

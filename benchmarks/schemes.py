@@ -25,6 +25,9 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import ModelEMA
 
 from kit import checkpoint
+from kit.config import Config
+from kit.trainer.capture import Snapshot
+from kit.trainer.state import SCALARS, TENSORS
 from kit.writer import Writer
 
 
@@ -306,25 +309,55 @@ class Ultralytics(Scheme):
 
 
 class Kit(Scheme):
-    """The kit's writer and reader: verified before it is believed, the generation before kept."""
+    """The kit's snapshot, writer and reader: verified before it is believed, the generation before kept.
+
+    It runs on a trainer that has the attributes it reads and nothing more.
+    """
 
     name = "kit"
 
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
-        self.writer = Writer(folder, max_lost_s=120, max_cost_percent=1)
+        names = (*SCALARS, *TENSORS, "loss_names", "metrics", "best_map", "data_hash", "amp")
+        self.snapshot = Snapshot(
+            SimpleNamespace(
+                **dict.fromkeys(names),
+                model=training.model,
+                ema=training.ema,
+                optimizer=training.optimizer,
+                scheduler=torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda epoch: 1.0),
+                scaler=torch.amp.GradScaler("cpu", enabled=False),
+                stopper=SimpleNamespace(best_fitness=0.5, best_epoch=1),
+                args=training.model.args,
+                run=SimpleNamespace(config=Config(), identity={}, run_id="benchmark"),
+                history=[],
+                epochs=100,
+                global_step=1,
+                train_loader=range(100),
+                train_time_start=0.0,
+            )
+        )
+        self.writer = Writer(folder, max_lost_s=30, max_cost_percent=1)
+        self.writer.make(self.snapshot.layout())
+        self.writer.wait()
 
     def save(self) -> None:
-        """Publish `latest.pt`."""
-        self.writer.save(self.training.state())
+        """Copy the state, then let a thread publish `latest.pt`."""
+        self.writer.save(*self.snapshot(0, 1))
+
+    def wait(self) -> None:
+        """Await the thread."""
+        self.writer.wait()
 
     def candidates(self) -> Iterator[Path]:
         """Yield the two generations."""
         yield from filter(Path.exists, (self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS))
 
     def read(self, path: Path) -> Any:
-        """Verify, open, and copy out of the mapped file."""
-        return tree_map_only(torch.Tensor, torch.clone, checkpoint.read(path))
+        """Verify, open, and copy out of the mapped file what a resume copies."""
+        state = checkpoint.read(path)
+        sections = ("model_state_dict", "ema_state_dict", "optimizer_state_dict")
+        return tree_map_only(torch.Tensor, torch.clone, {name: state[name] for name in sections})
 
 
 SCHEMES: tuple[type[Scheme], ...] = (

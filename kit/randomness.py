@@ -104,10 +104,15 @@ class EpochOrder:
         return self
 
 
-def state_dict() -> dict[str, Any]:
-    """Capture the generators of this process, as tensors and plain values."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+def generators() -> tuple[Any, Any, torch.Tensor, list[torch.Tensor]]:
+    """Return the states of this process's generators as they give them, which takes no time."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return random.getstate(), numpy.random.get_state(legacy=True), torch.get_rng_state(), cuda
+
+
+def state_dict(states: tuple[Any, Any, torch.Tensor, list[torch.Tensor]] | None = None) -> dict[str, Any]:
+    """Return the states of the generators, those of now or the given ones, as tensors and plain values."""
+    (version, words, gauss), (name, keys, position, has_gauss, cached), cpu, cuda = states or generators()
     return {
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {
@@ -116,8 +121,8 @@ def state_dict() -> dict[str, Any]:
             "position": int(position),
             "gauss": (int(has_gauss), float(cached)),
         },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch": cpu,
+        "cuda": cuda,
     }
 
 

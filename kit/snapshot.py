@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Slot:
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned
         self._views: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, list[ref[Tensor]]] = {}
 
     def make(self, layout: dict[str, list[Place]]) -> None:
         """Make the memory for sections that lie like this, and touch it: the first touch is the slow one."""
@@ -55,8 +57,10 @@ class Slot:
             was kept from training.
         """
         for name, tensors in sections.items():
-            if not self._fits(name, tensors):
+            seen = self._seen.get(name, ())
+            if len(seen) != len(tensors) or any(one() is not other for one, other in zip(seen, tensors, strict=True)):
                 self.make({name: [place(tensor) for tensor in tensors]})
+                self._seen[name] = [ref(tensor) for tensor in tensors]
         staged = {name: self._views[name] if tensors else [] for name, tensors in sections.items()}
         began = _mark() if self._pinned else None
         if any(staged.values()):
@@ -65,7 +69,7 @@ class Slot:
         ended = _mark() if self._pinned else None
         return staged, lambda: _between(began, ended)
 
-    def _fits(self, name: str, section: Sequence[Place | Tensor]) -> bool:
+    def _fits(self, name: str, section: Sequence[Place]) -> bool:
         views = self._views.get(name, [])
         return len(views) == len(section) and all(
             view.shape == other.shape and view.dtype == other.dtype for view, other in zip(views, section, strict=True)

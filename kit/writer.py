@@ -164,6 +164,11 @@ class Writer:
         finally:
             self.held_s += time.monotonic() - began
 
+    def wait(self) -> None:
+        """Wait for what is still to be written."""
+        for _, job in self._slots:
+            job.exception()
+
     def close(self) -> None:
         """Wait for what is still to be written; nothing can be saved after that."""
         self._pool.shutdown()

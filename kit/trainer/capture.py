@@ -98,8 +98,8 @@ class Snapshot:
             "progress": self._progress(batch),
             "loop": copied(self._loop(), None),
             "history": list(trainer.history),
-            "rng_state": randomness.state_dict(),
         }
+        generators = randomness.generators()
 
         def build(copies: Sections) -> dict[str, Any]:
             numbers, moments = iter(range(len(parameters))), iter(copies["optimizer_state_dict"])
@@ -110,6 +110,7 @@ class Snapshot:
                 group["params"] = list(islice(numbers, len(group["params"])))
             return {
                 **rest,
+                "rng_state": randomness.state_dict(generators),
                 **{name: dict(zip(self._modules[name].names, copies[name], strict=True)) for name in self._modules},
                 "optimizer_state_dict": {"state": state, "param_groups": plain(groups)},
                 "gradients": dict(zip(gradients, copies["gradients"], strict=True)),
