@@ -62,6 +62,24 @@ class DyingDisk(FailingDisk):
         os._exit(9)
 
 
+class SickDisk(FailingDisk):
+    """A disk whose calls of one name fail for as long as it is sick.
+
+    Args:
+        call: The name, as `calls` has it.
+        number: The error number they fail with.
+    """
+
+    def __init__(self, call: str, number: int = errno.EIO) -> None:
+        super().__init__(0, number)
+        self.call, self.sick = call, False
+
+    def _count(self, name: str) -> None:
+        self.calls.append(name)
+        if self.sick and name == self.call:
+            self.fail()
+
+
 class FullDisk(Disk):
     """A disk with room for `size` bytes of a file."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kit import session, shapes
-from kit.config import load
+from kit.config import load, to_words
 
 TINY = """
 nc: 3
@@ -94,11 +94,21 @@ def train(values: dict[str, Any], stop: Callable[[], str] = lambda: "", resume: 
     """Train in this process and return the checkpoint that it leaves."""
     from kit import trainer
 
-    empty = session.scratch() / "empty.yaml"
-    empty.write_text("{}")
-    config = load(empty, values)
+    config = load(_no_file(), values)
     trainer.train(config, resume, stop)
     return read(config.run_folder / "checkpoints" / "latest.pt")
+
+
+def start(place: Path, values: dict[str, Any], *arguments: str) -> Child:
+    """Start the training that `train` does, in a process of its own."""
+    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments])
+
+
+def _no_file() -> Path:
+    """Return a config that sets nothing."""
+    empty = session.scratch() / "empty.yaml"
+    empty.write_text("{}")
+    return empty
 
 
 def read(path: Path) -> dict[str, Any]:
