@@ -26,8 +26,8 @@ SMALL = "n"  # the size of the model whose checkpoints are damaged
 
 def prepare() -> None:
     """Make ready for the import of `schemes`, in this process and in those that it starts."""
-    os.environ["ULTRALYTICS_SAFE_LOAD"] = "false"  # Ultralytics as it is; the kit sets this to true
     session.prepare_environment()
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "false"  # Ultralytics as it is
     warnings.filterwarnings("ignore")  # DCP's, at every save
 
 

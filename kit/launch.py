@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,21 @@ def run(
     folder = config.run_folder
     new = not folder.exists()
     storage.make_folder(folder)
+    storage.make_room(folder, 0)
     if resume == "never" and (old := storage.set_run_aside(folder)):
         follow(f"The old run was moved to {old}\n", config)
         storage.make_folder(folder)
     command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
     if path is not None:
         command += ["--config", str(path)]
-    log = folder / LOG
-    began = log.stat().st_size if log.exists() else 0  # what stands before is of earlier sessions
-    code = _watch(command, folder, lambda text: follow(text, config))
-    error = "" if code in (0, 75) else _error(log.read_bytes()[began:].decode(errors="replace").splitlines())
+    said: deque[str] = deque(maxlen=100)  # the log may go with its folder
+
+    def tell(text: str) -> None:
+        said.extend(filter(None, [text]))
+        follow(text, config)
+
+    code = _watch(command, folder, tell)
+    error = "" if code in (0, 75) else _error("".join(said).splitlines())
     if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
         shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
@@ -120,10 +126,12 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
             raise
         follow(decode(tail.read()))
         if child.returncode < 0:
-            with open(log, "a") as file:
-                file.write(f"error: The training process was ended by {signal.Signals(-child.returncode).name}: ")
-                file.write("run again to go on from the last checkpoint.\n")
-            follow(decode(tail.read()))
+            name = signal.Signals(-child.returncode).name
+            text = f"error: The training process was ended by {name}: run again to go on from the last checkpoint.\n"
+            with suppress(OSError):
+                output.write(text.encode())
+                output.flush()
+            follow(text)
     return child.returncode if child.returncode >= 0 else 1
 
 

@@ -148,12 +148,12 @@ def prepare_environment() -> None:
     """Keep Ultralytics quiet and at home; call it before the first import of ultralytics.
 
     Its settings and downloads go to scratch, it does not look for the internet, and a model file is read through its
-    allow-list of classes. A variable that is set already is left alone.
+    allow-list of classes. A variable that is set already is left alone, but for the last.
     """
     for name, value in {
         "YOLO_CONFIG_DIR": str(scratch()),
         "YOLO_OFFLINE": "true",
         "YOLO_VERBOSE": "false",
-        "ULTRALYTICS_SAFE_LOAD": "true",
     }.items():
         os.environ.setdefault(name, value)
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"

@@ -60,8 +60,14 @@ class Status:
 
     def say(self, line: str) -> None:
         """Print one line for the user and keep it in the file, where the notebook finds it."""
-        print(line, flush=True)
+        tell(line)
         self.update(now=True, messages=[*self.values["messages"], line])
+
+
+def tell(line: str) -> None:
+    """Print a line, unless the log that it goes to lies on a full disk."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _plain(value: Any) -> Any:

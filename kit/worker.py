@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -34,17 +35,18 @@ class Stop:
 
     def __init__(self, hours: float | str = "auto") -> None:
         self.reason = ""
-        self.deadline = session.deadline(hours)
-        self._longest = (self.deadline - session.started()) * LARGEST_RESERVE if self.deadline else 0.0
+        deadline = session.deadline(hours)
+        self._longest = (deadline - session.started()) * LARGEST_RESERVE if deadline else 0.0
+        self._end = time.monotonic() + deadline - time.time() if deadline else math.inf  # nobody sets this clock back
         self._slowest, self._asked = 0.0, 0.0
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
-        now = time.time()
+        now = time.monotonic()
         if self._asked:
             self._slowest = max(self._slowest, now - self._asked)  # a step, with the save that may have followed it
         self._asked = now
-        if self.deadline and now + min(3 * self._slowest + MARGIN_S, self._longest) >= self.deadline:
+        if now + min(3 * self._slowest + MARGIN_S, self._longest) >= self._end:
             return "the session's limit is near"
         return self.reason
 

@@ -401,18 +401,22 @@ def test_damaged_latest_costs_one_generation(
     assert_same(halfway.untouched, again)
 
 
-def test_two_damaged_checkpoints_start_the_run_anew(
-    place: Path, halfway: Halfway, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("best", [True, False])
+def test_two_damaged_checkpoints_leave_the_best_one(
+    place: Path, halfway: Halfway, capsys: pytest.CaptureFixture[str], best: bool
 ) -> None:
-    """Nothing is thrown away and nothing goes unsaid."""
+    """best.pt holds a whole checkpoint; where it is damaged too, the run starts anew, and nothing is thrown away."""
     folder = shutil.copytree(halfway.folder, place / "working/runs/train") / "checkpoints"
     cut_in_the_middle(folder / "latest.pt")
     flip_a_bit(folder / "previous.pt")
+    if not best:
+        cut_in_the_middle(folder / "best.pt")
     again = training.train(halfway.values)
     said = capsys.readouterr().out
-    assert len(warnings(said)) == 2
-    for name in ("latest.pt", "previous.pt"):
+    for name in ("latest.pt", "previous.pt", "best.pt")[: 2 if best else 3]:
         assert f"It was set aside as {name}.bad\n" in said
         assert (folder / f"{name}.bad").exists()
-    assert "Starting training from epoch 1/3 (batch 1/3)\n" in said
+    assert len(warnings(said)) == (2 if best else 3)
+    assert ("Starting training from epoch 1/3 (batch 1/3)\n" in said) is not best
+    assert (f"Found checkpoint: {folder / 'best.pt'} (epoch 1/3" in said) is best
     assert_same(halfway.untouched, again)

@@ -126,7 +126,7 @@ class Snapshot:
             "batch": batch,
             "batches": len(trainer.train_loader),
             "epochs": trainer.epochs,
-            "elapsed_s": time.time() - trainer.train_time_start,
+            "elapsed_s": time.monotonic() - trainer.train_time_start,
             "saved": time.time(),
         }
 

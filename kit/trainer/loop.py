@@ -85,7 +85,7 @@ class Resumable(Recovery, Saving):
             self._compare(resumed)
             if self.epoch and self.fitness is not None:
                 self.stop = self.epoch - self.stopper.best_epoch >= self.stopper.patience
-        self.epoch_time_start = time.time()
+        self.epoch_time_start = time.monotonic()  # a clock that nobody sets back
         self.train_time_start = self.epoch_time_start - elapsed
         if self.args.close_mosaic:
             self.plot_idx += [(self.epochs - self.args.close_mosaic) * len(self.train_loader) + i for i in range(3)]
@@ -205,8 +205,9 @@ class Resumable(Recovery, Saving):
         self.save_metrics({**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
         self.stop |= self.stopper(self.epoch + 1, self.fitness) or final
         self._save_epoch()
+        self._tell_saves()
         self.run_callbacks("on_model_save")
-        now = time.time()
+        now = time.monotonic()
         self.epoch_time, self.epoch_time_start = now - self.epoch_time_start, now
         self._report_epoch()
         self.run_callbacks("on_fit_epoch_end")

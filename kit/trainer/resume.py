@@ -81,24 +81,26 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
 def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     """Have a good `best.pt` in the run folder: the one that is there, or one of the same run that lies elsewhere."""
     if best.exists():
-        try:
-            storage.verify(best)
-            if found.path.parent == best.parent or _is_best(best, found):
-                return
-            status.say(f"{best.name} of the run folder was kept as {storage.set_aside(best, 'old').name}")
-        except CheckpointError as error:
-            status.say(f"WARNING: {error}")
+        seen = discovery.look(best, load=open_checkpoint)
+        if seen.problem:
+            status.say(f"WARNING: {seen.problem}")
             status.say(f"It was set aside as {storage.set_aside(best).name}")
-    for path in [found.path.parent / BEST, *sorted(session.inputs().rglob(BEST))]:
-        if path.exists() and _is_best(path, found):
-            storage.copy(path, best)
+        elif found.path.parent == best.parent or _same_best(seen, found):
             return
+        else:
+            status.say(f"{best.name} of the run folder was kept as {storage.set_aside(best, 'old').name}")
+    for path in [found.path.parent / BEST, *sorted(session.inputs().rglob(BEST))]:
+        if path.exists():
+            seen = discovery.look(path, load=open_checkpoint)
+            if seen.problem:
+                status.say(f"WARNING: {seen.problem}")
+            elif _same_best(seen, found):
+                storage.copy(path, best)
+                return
 
 
-def _is_best(path: Path, found: Candidate) -> bool:
-    """Tell whether a file is the `best.pt` that a checkpoint speaks of."""
-    summary = discovery.look(path, load=open_checkpoint).summary
-    return bool(summary and found.summary and summary.best == found.summary.best)
+def _same_best(one: Candidate, other: Candidate) -> bool:
+    return bool(one.summary and other.summary and one.summary.best == other.summary.best)
 
 
 def complete(config: Config, state: dict[str, Any]) -> bool:
@@ -110,6 +112,8 @@ def complete(config: Config, state: dict[str, Any]) -> bool:
 def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
     folder = config.run_folder / "checkpoints"
     candidates = discovery.scan(config.run_folder)
+    if all(candidate.problem for candidate in candidates) and (folder / BEST).exists():
+        candidates.append(discovery.look(folder / BEST, load=open_checkpoint))  # a whole checkpoint too
     for bad in [candidate for candidate in candidates if candidate.problem]:
         status.say(f"WARNING: {bad.problem}")
         if bad.path.parent == folder:

@@ -89,8 +89,19 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
         ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
         self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
-        nowhere = session.scratch() / "no.npy"
-        self.npy_files = [nowhere] * self.ni  # decoded images that lie beside the data are not trusted
+
+    @property
+    def npy_files(self) -> list[Path]:
+        """Decoded images beside the data, which are not trusted unless the user has chosen to keep them there."""
+        return self._npy_files
+
+    @npy_files.setter
+    def npy_files(self, files: list[Path]) -> None:
+        self._npy_files = files if self._on_disk else [session.scratch() / "no.npy"] * len(files)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._on_disk = kwargs.get("cache") == "disk"
+        super().__init__(*args, **kwargs)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         ratio = self.imgsz / max(height, width)

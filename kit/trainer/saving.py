@@ -11,6 +11,7 @@ from ultralytics.cfg import TASK2METRIC
 from kit import storage
 from kit.checkpoint import plain
 from kit.errors import Stopped, StorageError
+from kit.status import tell
 from kit.trainer import state
 from kit.trainer.capture import Snapshot, as_ultralytics
 from kit.trainer.run import Run
@@ -27,6 +28,7 @@ class Saving(Setup):
     loss: Any
     snapshot: Snapshot
     _warned = _thinned = False
+    _unwritten = ""
     _told: dict[str, Any] | None = None
 
     def _make_room(self) -> None:
@@ -117,11 +119,12 @@ class Saving(Setup):
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
         writer, status = self.run.writer, self.run.status
-        if writer.problem and not self._warned:
-            status.say(f"WARNING: {writer.problem} Training goes on, and saving is tried again.")
-        elif self._warned and not writer.problem:
+        problem = writer.problem or self._unwritten
+        if problem and not self._warned:
+            status.say(f"WARNING: {problem} Training goes on, and saving is tried again.")
+        elif self._warned and not problem:
             status.say("Saving works again.")
-        self._warned = bool(writer.problem)
+        self._warned = bool(problem)
         if writer.interval_s > writer.max_lost_s and not self._thinned:
             self._thinned = True
             status.say(
@@ -135,7 +138,7 @@ class Saving(Setup):
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Add a row to the results; the file is made anew from all rows, so that no kill doubles or tears one."""
-        elapsed = time.time() - self.train_time_start
+        elapsed = time.monotonic() - self.train_time_start
         self.history.append(plain({"epoch": self.epoch + 1, "time": elapsed, **metrics}))
         self._write_results()
 
@@ -145,9 +148,12 @@ class Saving(Setup):
         lines += [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in self.history]
         text = "".join(line + "\n" for line in lines).encode()
         try:
+            if not self.csv.parent.is_dir():
+                storage.make_folder(self.csv.parent)  # deleted while training
             storage.publish(self.csv, lambda file: file.write(text), durable=False)
+            self._unwritten = ""
         except StorageError as error:
-            self.run.status.say(f"WARNING: {error}")
+            self._unwritten = str(error)  # all rows are written again after the next epoch
 
     def _stop_if_asked(self) -> None:
         """Save and leave when a stop was asked for. A stop during validation abandons it; a resume repeats it."""
@@ -165,7 +171,7 @@ class Saving(Setup):
         self._tell_saves()
         if self.run.status.due():
             losses = {name: float(value) for name, value in (self.tloss or {}).items()}
-            elapsed = time.time() - self.train_time_start
+            elapsed = time.monotonic() - self.train_time_start
             self.run.status.update(
                 state="training",
                 epoch=self.epoch + 1,
@@ -181,7 +187,7 @@ class Saving(Setup):
         current, word = self._current_map(), "fitness" if self.args.task == "classify" else "mAP50-95"
         losses = "  ".join(f"{name} {float(value):.4f}" for name, value in self.tloss.items())
         found = f"  {word} {current:.4f}  best {self.best_map:.4f}" if current is not None else ""
-        print(f"epoch {self.epoch + 1}/{self.epochs}  {losses}{found}  {self.epoch_time:.1f} s", flush=True)
+        tell(f"epoch {self.epoch + 1}/{self.epochs}  {losses}{found}  {self.epoch_time:.1f} s")
         self.run.status.update(
             now=True, state="training", map=current, best_map=self.best_map, completed=self.epoch + 1
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import signal
 from collections.abc import Iterable
 from copy import deepcopy
@@ -185,8 +186,13 @@ def load_model(path: str) -> Any:
 
 def open_checkpoint(path: Path) -> Any:
     """Open a checkpoint that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
-    if torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
-        return torch_safe_load(path, safe_only=True)[0] if path.suffix == ".pt" else checkpoint.load(path)
+    if path.suffix == ".pt" and torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
+        try:
+            return torch_safe_load(path, safe_only=True)[0]
+        except TypeError as error:
+            if isinstance(error.__cause__, pickle.UnpicklingError):
+                raise error.__cause__ from None  # which names what was refused
+            raise
     return checkpoint.load(path)
 
 
