@@ -73,7 +73,7 @@ def run(
     folder = config.run_folder
     new = not folder.exists()
     storage.make_folder(folder)
-    storage.make_room(folder, 0)
+    storage.make_room(folder, 0)  # the log lies there too
     if resume == "never" and (old := storage.set_run_aside(folder)):
         follow(f"The old run was moved to {old}\n", config)
         storage.make_folder(folder)

@@ -133,6 +133,7 @@ class Writer:
         build: Callable[[Sections], dict[str, Any]],
         best: dict[str, Any] | None = None,
         wait: bool = False,
+        began: float | None = None,
     ) -> None:
         """Take a snapshot and have it published as `latest.pt`, with the one before as `previous.pt`.
 
@@ -141,11 +142,12 @@ class Writer:
             build: Makes the checkpoint of their copies, in the writing thread.
             best: Publish the snapshot as `best.pt` first, with these entries beside; return when that is on the disk.
             wait: Return when `latest.pt` is on the disk.
+            began: When training began to be held, by `time.monotonic()`; default now.
 
         Raises:
             StorageError: The disk refused a save that was waited for; the checkpoints are as they were.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         slot, job = self._slots[0]
         if not isinstance(error := job.exception(), StorageError | None):
             raise error

@@ -69,9 +69,9 @@ class Resumable(Recovery, Saving):
                 self.plot_metrics()
             self.run_callbacks("on_train_end")
         finally:
+            self.run.close()
             for loader in (self.train_loader, self.test_loader):
                 loader.close()  # the workers ignore signals: they end here, or when they see that this process has
-            self.run.close()
 
     def _take_up(self) -> None:
         """Stand where the checkpoint stands, or at the beginning."""

@@ -80,15 +80,9 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
     _block: tuple[int, range] | None = None
     _albumentations: Any = None
 
-    def share_images(self, workers: int) -> None:
-        """Keep decoded images where all workers find them, unless the user has chosen a cache of Ultralytics'."""
-        chosen, self.cache = self.cache, "ram"  # has Ultralytics keep nothing of its own from here on
-        if chosen:
-            return
-        sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
-        size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
-        ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
-        self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._on_disk = kwargs.get("cache") == "disk"
+        super().__init__(*args, **kwargs)
 
     @property
     def npy_files(self) -> list[Path]:
@@ -99,9 +93,15 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
     def npy_files(self, files: list[Path]) -> None:
         self._npy_files = files if self._on_disk else [session.scratch() / "no.npy"] * len(files)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._on_disk = kwargs.get("cache") == "disk"
-        super().__init__(*args, **kwargs)
+    def share_images(self, workers: int) -> None:
+        """Keep decoded images where all workers find them, unless the user has chosen a cache of Ultralytics'."""
+        chosen, self.cache = self.cache, "ram"  # has Ultralytics keep nothing of its own from here on
+        if chosen:
+            return
+        sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
+        size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
+        ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
+        self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         ratio = self.imgsz / max(height, width)

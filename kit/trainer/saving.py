@@ -24,7 +24,6 @@ class Saving(Setup):
     run: Run
     best_map: float | None
     history: list[dict[str, float]]
-
     loss: Any
     snapshot: Snapshot
     _warned = _thinned = False
@@ -113,8 +112,9 @@ class Saving(Setup):
                 raise
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
+        began = time.monotonic()
         extra = as_ultralytics(self) if best else None
-        self.run.writer.save(*self.snapshot(epoch, batch), best=extra, wait=wait)
+        self.run.writer.save(*self.snapshot(epoch, batch), best=extra, wait=wait, began=began)
 
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
