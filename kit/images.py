@@ -22,7 +22,7 @@ import numpy
 
 from kit import session, storage
 
-RING_BYTES = 512 << 20  # most that a ring may take of the memory
+RING_SHARE = 0.125  # most that a ring may take of the machine's memory
 SHARE = 0.5  # most that a file may take of what is free in scratch, and of the machine's memory
 HEAD = 6  # numbers per slot: tag, height, width, channels, original height, original width
 Loaded = tuple[Any, tuple[int, int], tuple[int, int]]  # image (H, W, C) uint8, original (H, W), (H, W)
@@ -34,10 +34,11 @@ class ImageCache:
     Args:
         slots: How many images it holds.
         slot_bytes: Size of the largest image.
-        path: Of the file; without one the slots are in memory, and an image may take the slot of another.
+        path: Of the file; without one the slots are in memory.
+        contested: An image may take the slot of another that is being looked at.
     """
 
-    def __init__(self, slots: int, slot_bytes: int, path: Path | None = None) -> None:
+    def __init__(self, slots: int, slot_bytes: int, path: Path | None = None, contested: bool = False) -> None:
         self.slots, self.slot_bytes = slots, slot_bytes
         self._start = slots * HEAD * 8
         size = self._start + slots * slot_bytes
@@ -45,8 +46,9 @@ class ImageCache:
         self._map = mmap.mmap(-1 if self._file is None else self._file, size)
         self._heads = numpy.frombuffer(self._map, numpy.int64, slots * HEAD).reshape(slots, HEAD)
         self._bytes = numpy.frombuffer(self._map, numpy.uint8, offset=self._start)
-        # In a file a slot has one owner, and its head is written last. In a ring a slot changes hands.
-        self._lock: Any = multiprocessing.Lock() if self._file is None else nullcontext()
+        # Uncontested, an image is written before its head, and stays while it is looked at: nothing has to be locked.
+        self._contested = contested
+        self._lock: Any = multiprocessing.Lock() if contested else nullcontext()
 
     def get(self, slot: int, item: int) -> Loaded | None:
         """Return an image, or None where the slot holds another or nothing; it must not be written to."""
@@ -56,7 +58,7 @@ class ImageCache:
                 return None
             begin = slot * self.slot_bytes
             image = self._bytes[begin : begin + height * width * channels].reshape(height, width, channels)
-            if self._file is None:
+            if self._contested:
                 image = image.copy()
         image.flags.writeable = False
         return image, (full_height, full_width), (height, width)
@@ -92,7 +94,7 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
     Args:
         files: The images.
         slot_bytes: Size of the largest image when decoded and resized.
-        ring: Images that samples made at the same time draw from.
+        ring: Images that samples made at the same time draw from: with so many slots, none is taken from under another.
         words: What else decides on the decoded pixels.
 
     Returns:
@@ -112,8 +114,8 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
             return ImageCache(len(files), slot_bytes, folder / name), True
         except OSError:
             pass  # no room even for the heads: the ring will do
-    slots = min(ring, RING_BYTES // slot_bytes)
-    return (ImageCache(slots, slot_bytes), False) if slots else (None, False)
+    slots = min(ring, int(RING_SHARE * memory) // slot_bytes)
+    return (ImageCache(slots, slot_bytes, contested=slots < ring), False) if slots else (None, False)
 
 
 def _open(path: Path, heads: int, size: int) -> int:

@@ -118,12 +118,16 @@ def test_same_bits_with_and_without_the_cache(drawn: Path, monkeypatch: pytest.M
     ring = samples(drawn, mixup=0.3)
     assert not ring._all
     assert_same(make(ring), without)
-    monkeypatch.setattr(images, "RING_BYTES", 2 * ring.images.slot_bytes)  # type: ignore[union-attr]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert ring.images is not None
+    assert not ring.images._contested
+    monkeypatch.setattr(images, "RING_SHARE", 2.5 * ring.images.slot_bytes / memory)
     tiny = samples(drawn, mixup=0.3)
     assert tiny.images is not None
     assert tiny.images.slots == 2
+    assert tiny.images._contested
     assert_same(make(tiny), without)
-    monkeypatch.setattr(images, "RING_BYTES", 0)
+    monkeypatch.setattr(images, "RING_SHARE", 0.0)
     nothing = samples(drawn, mixup=0.3)
     assert nothing.images is None
     assert_same(make(nothing), without)
@@ -185,7 +189,7 @@ def test_writers_and_readers_of_a_ring_never_mix_images() -> None:
     code = (
         "import os, numpy\n"
         "from kit.images import ImageCache\n"
-        "cache = ImageCache(1, 300 * 300 * 3)\n"
+        "cache = ImageCache(1, 300 * 300 * 3, contested=True)\n"
         "children = []\n"
         "for me in range(4):\n"
         "    child = os.fork()\n"
@@ -248,3 +252,18 @@ def test_albumentations_draws_from_the_samples_seed(drawn: Path) -> None:
     backwards = [other[Sample(1, position)] for position in reversed(range(len(other)))]
     assert_same([one[Sample(1, position)] for position in range(len(one))], backwards[::-1])
     assert any(not torch.equal(a["img"], b["img"]) for a, b in zip(make(one), make(samples(drawn)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "workers"), [(100, 4, 2), (7, 3, 4), (1000, 16, 1), (130, 16, 0), (263, 2, 3)]
+)
+def test_ring_is_long_enough_for_all_that_is_in_use_at_one_time(samples: int, batch: int, workers: int) -> None:
+    """Whatever batches the loader has handed out, no two images that their samples draw from share a slot."""
+    order = EpochOrder(samples, batch, 4, seed=0)
+    ring = 3 * len(order.neighbours(0)) + 5 * workers * batch
+    batches = list(order)
+    for first in range(len(batches)):
+        places = set()
+        for sample in (one for each in batches[first : first + max(4 * workers, 1)] for one in each):
+            places |= {sample.epoch * samples + position for position in order.neighbours(sample.position)}
+        assert len({place % ring for place in places}) == len(places)

@@ -100,6 +100,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
             return
         sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
         size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
+        # The loader is at most four batches a worker ahead, and a block is at most twice as long as the first one: so
+        # far, counted over the epochs' ends, are the places apart that are in use at one time.
         ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
         self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
 
@@ -112,7 +114,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         order, block = self.order.permutation(key.epoch), self.order.neighbours(key.position)
         if (key.epoch, block) != self._block:
             self._block = key.epoch, block
-            self._places = {order[position]: position for position in block}
+            first = key.epoch * self.order.samples
+            self._places = {order[position]: first + position for position in block}
             self.buffer = list(self._places)
         return order[key.position]
 
