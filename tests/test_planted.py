@@ -29,7 +29,7 @@ from kit import checkpoint
 from kit.errors import CheckpointError, DataError, InputError, ModelError, Stopped
 from kit.trainer import setup
 
-CODE = "was refused: it holds io.open, which is code, not weights. Nothing was executed."
+CODE = f"was refused: it holds {open.__module__}.open, which is code, not weights. Nothing was executed."
 
 
 @pytest.fixture
