@@ -43,7 +43,11 @@ class ImageCache:
         self._start = slots * HEAD * 8
         size = self._start + slots * slot_bytes
         self._file = None if path is None else _open(path, self._start, size)
-        self._map = mmap.mmap(-1 if self._file is None else self._file, size)
+        if self._file is None:  # all of it at once: page by page, a first touch takes longer than what is put there
+            flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+            self._map = mmap.mmap(-1, size, flags=flags)
+        else:
+            self._map = mmap.mmap(self._file, size)
         self._heads = numpy.frombuffer(self._map, numpy.int64, slots * HEAD).reshape(slots, HEAD)
         self._bytes = numpy.frombuffer(self._map, numpy.uint8, offset=self._start)
         # Uncontested, an image is written before its head, and stays while it is looked at: nothing has to be locked.
