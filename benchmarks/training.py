@@ -55,7 +55,7 @@ def stock_train(settings: dict[str, Any], stop: Callable[[], str]) -> None:
     from kit.trainer import quiet
 
     quiet()
-    trainer = DetectionTrainer(overrides={**settings, "save": False})
+    trainer = DetectionTrainer(overrides=settings)
     trainer.args.workers = settings["workers"]
     trainer.add_callback("on_train_batch_end", lambda _: stop())
     trainer.train()
