@@ -321,7 +321,7 @@ class Kit(Scheme):
         names = (*SCALARS, *TENSORS, "loss_names", "metrics", "best_map", "data_hash", "amp")
         self.snapshot = Snapshot(
             SimpleNamespace(
-                **dict.fromkeys(names),
+                **(dict.fromkeys(names) | {"last_opt_step": 0}),
                 model=training.model,
                 ema=training.ema,
                 optimizer=training.optimizer,
@@ -338,12 +338,12 @@ class Kit(Scheme):
             )
         )
         self.writer = Writer(folder, max_lost_s=30, max_cost_percent=1)
-        self.writer.make(self.snapshot.layout())
+        self.writer.make(self.snapshot.settle())
         self.writer.wait()
 
     def save(self) -> None:
         """Copy the state, then let a thread publish `latest.pt`."""
-        self.writer.save(*self.snapshot(0, 1))
+        self.writer.save(*self.snapshot(0, 1), homes=self.snapshot.homes)
 
     def wait(self) -> None:
         """Await the thread."""

@@ -17,7 +17,7 @@ from typing import Any
 from kit import checkpoint, storage
 from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.errors import StorageError
-from kit.snapshot import Place, Sections, Slot
+from kit.snapshot import Home, Place, Sections, Slot
 from kit.storage import DISK, Disk
 
 SLOTS = 2
@@ -131,6 +131,7 @@ class Writer:
         self,
         sections: Sections,
         build: Callable[[Sections], dict[str, Any]],
+        homes: dict[str, Home] | None = None,
         best: dict[str, Any] | None = None,
         wait: bool = False,
         began: float | None = None,
@@ -140,6 +141,7 @@ class Writer:
         Args:
             sections: The tensors, by section of the checkpoint.
             build: Makes the checkpoint of their copies, in the writing thread.
+            homes: Where the tensors of some sections lie together.
             best: Publish the snapshot as `best.pt` first, with these entries beside; return when that is on the disk.
             wait: Return when `latest.pt` is on the disk.
             began: When training began to be held, by `time.monotonic()`; default now.
@@ -152,7 +154,7 @@ class Writer:
         if not isinstance(error := job.exception(), StorageError | None):
             raise error
         copying = time.monotonic()
-        staged, delivered = slot.copy(sections)
+        staged, delivered = slot.copy(sections, homes)
         copied = time.monotonic() - copying
         waited = []
         if best is not None:

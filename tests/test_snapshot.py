@@ -12,7 +12,7 @@ from torch import Tensor
 from training import differences
 
 from kit import checkpoint
-from kit.snapshot import Slot, place
+from kit.snapshot import ALIGNMENT, Home, Slot, place
 
 
 def tensors() -> dict[str, list[Tensor]]:
@@ -52,7 +52,7 @@ def test_memory_that_was_made_is_used_again() -> None:
     """No save makes memory of its own: the first touch of a page is the slow one."""
     slot, sections = Slot(), tensors()
     slot.make({name: [place(tensor) for tensor in section] for name, section in sections.items()})
-    made = {name: buffers(slot._views[name]) for name in ("model", "ema")}
+    made = {name: buffers(slot._staged[name].views) for name in ("model", "ema")}
     for _ in range(2):
         staged, _ = slot.copy(sections)
         assert {name: buffers(staged[name]) for name in made} == made
@@ -63,8 +63,9 @@ def test_each_section_has_one_buffer_per_dtype_and_shares_none() -> None:
     staged, _ = Slot().copy(tensors())
     assert len(buffers(staged["model"])) == len(buffers(staged["ema"])) == 2
     assert not buffers(staged["model"]) & buffers(staged["ema"])
-    used = sum(tensor.nbytes for tensor in staged["model"] if tensor.dtype == torch.float32)
-    assert staged["model"][0].untyped_storage().nbytes() == used
+    floats = [tensor for tensor in staged["model"] if tensor.dtype == torch.float32]
+    used = sum(tensor.nbytes for tensor in floats)
+    assert used <= staged["model"][0].untyped_storage().nbytes() < used + ALIGNMENT * len(floats)
 
 
 def test_layout_of_the_memory_is_kept() -> None:
@@ -92,6 +93,58 @@ def test_section_that_changed_its_form_gets_other_memory(other: Tensor) -> None:
     assert same(slot.copy({"a": [other]})[0], {"a": [other]})
 
 
+def settled() -> tuple[dict[str, list[Tensor]], dict[str, Home]]:
+    """Return sections of which one was taken in."""
+    sections = tensors()
+    home = Home([place(tensor) for tensor in sections["model"]])
+    home.take_in(sections["model"])
+    return sections, {"model": home}
+
+
+def test_tensors_that_are_taken_in_stay_what_they_are() -> None:
+    """The same objects with the same values, strides and alignment, now side by side."""
+    before = tensors()
+    sections, homes = settled()
+    assert same(sections, before)
+    assert [tensor.stride() for tensor in sections["model"]] == [tensor.stride() for tensor in before["model"]]
+    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in sections["model"])
+    assert homes["model"].holds(sections["model"])
+    assert buffers(sections["model"]) == {buffer.data_ptr() for buffer in homes["model"].buffers.values()}
+
+
+def test_snapshot_of_what_was_taken_in_is_a_copy_of_the_buffers() -> None:
+    """What training does to the tensors is what it copies."""
+    sections, homes = settled()
+    sections["model"][0].mul_(2)
+    staged, _ = Slot().copy(sections, homes)
+    assert same(staged, sections)
+    homes["model"].buffers[torch.device("cpu"), torch.int64].fill_(9)
+    assert torch.equal(Slot().copy(sections, homes)[0]["model"][2], torch.full((6,), 9))
+
+
+@pytest.mark.parametrize("leave", [lambda each: each.data, lambda each: each.half().float().clone()])
+def test_tensor_that_has_left_its_home_is_copied_from_where_it_is(leave: Any) -> None:
+    """Another object in its place, or other memory behind the same object."""
+    sections, homes = settled()
+    sections["model"][0].data = leave(sections["model"][0].clone()) + 1
+    sections["model"][2] = torch.arange(6) + 1
+    slot = Slot()
+    for _ in range(2):
+        assert same(slot.copy(sections, homes)[0], sections)
+
+
+def test_tensors_that_share_memory_go_on_sharing_it() -> None:
+    """A part that has two names is one part: nothing of that section is moved."""
+    tensor = torch.arange(6.0)
+    section = [tensor, tensor.view(2, 3), torch.ones(3)]
+    home = Home([place(each) for each in section])
+    home.take_in(section)
+    tensor.fill_(5)
+    assert torch.equal(section[1], torch.full((2, 3), 5.0))
+    assert not home.holds(section)
+    assert same(Slot().copy({"a": section}, {"a": home})[0], {"a": section})
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
 def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optimizer: str) -> None:
     """Model, EMA and optimizer, name by name and bit by bit, with gradients in flight."""
@@ -103,7 +156,7 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
 
     def look(trainer: Any) -> None:
         sections, build_state = trainer.snapshot(0, trainer.batch)
-        state = build_state(Slot().copy(sections)[0])
+        state = build_state(Slot().copy(sections, trainer.snapshot.homes)[0])
         parameters = trainer.model.named_parameters()
         seen[str(trainer.batch)] = state
         expected = {

@@ -90,7 +90,7 @@ class Resumable(Recovery, Saving):
         if self.args.close_mosaic:
             self.plot_idx += [(self.epochs - self.args.close_mosaic) * len(self.train_loader) + i for i in range(3)]
         self.snapshot = Snapshot(self)
-        self.run.writer.make(self.snapshot.layout())
+        self.run.writer.make(self.snapshot.settle())
         self._seek()
         self._announce()
         self.run.resumed = None
@@ -101,7 +101,7 @@ class Resumable(Recovery, Saving):
         first = not self.optimizer.state
         super().optimizer_step()
         if first:
-            self.run.writer.make(self.snapshot.layout())
+            self.run.writer.make(self.snapshot.settle())
 
     def _find_place(self, resumed: dict[str, Any]) -> None:
         """Turn the checkpoint's position into batches of today, which may hold more or fewer samples.

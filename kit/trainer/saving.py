@@ -114,7 +114,8 @@ class Saving(Setup):
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()
         extra = as_ultralytics(self) if best else None
-        self.run.writer.save(*self.snapshot(epoch, batch), best=extra, wait=wait, began=began)
+        taken = self.snapshot(epoch, batch)
+        self.run.writer.save(*taken, homes=self.snapshot.homes, best=extra, wait=wait, began=began)
 
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
