@@ -11,7 +11,7 @@ from typing import Any
 
 import kit
 from kit import config as config_module, status, storage, worker
-from kit.errors import KitError
+from kit.errors import InputError, KitError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,14 +87,26 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _find(options: argparse.Namespace) -> int:
-    from kit import discovery
+    from kit import data, discovery, session
 
-    found = discovery.scan(config_module.load(options.config, options.settings).run_folder)
+    config = config_module.load(options.config, options.settings)
+    session.prepare_environment()
+    from kit.trainer.resume import identify
+
+    try:
+        verdicts = discovery.judge(config, identify(config, data.resolve(str(config.get("data")))))
+    except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
+        print(f"warning: {error}", file=sys.stderr)
+        verdicts = [discovery.Verdict(found, reason=found.problem) for found in discovery.scan(config.run_folder)]
     if options.json:
-        print(json.dumps([candidate.to_dict() for candidate in found], indent=1))
-    for candidate in found if not options.json else ():
-        print(f"{candidate.path}: {candidate.problem or candidate.summary.position}")  # type: ignore[union-attr]
-    if not found and not options.json:
+        print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))
+        return 0
+    for verdict in verdicts:
+        found = verdict.candidate
+        place = f" ({found.summary.position})" if found.summary else ""
+        word = "taken" if verdict.taken else verdict.reason or "good"
+        print(f"{'->' if verdict.taken else '  '} {found.path}{place}: {word}")
+    if not verdicts:
         print("No checkpoint found.")
     return 0
 

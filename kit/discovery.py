@@ -1,19 +1,22 @@
 """Find the checkpoint to go on from, by content and never by modification time.
 
 A candidate counts when it is verified and belongs to the same run; among those the one with the most steps wins. Each
-candidate says why it was taken or not.
+gets a verdict that says why it was taken or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kit import checkpoint, session
 from kit.checkpoint import LATEST, PREVIOUS, Summary
-from kit.errors import CheckpointError
+from kit.config import Config, differences, from_dict
+from kit.errors import CheckpointError, MismatchError
+
+LESS = "not as far as the one that is taken"
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Candidate:
         path: Where it lies.
         summary: What it holds, or None when it is no good checkpoint.
         identity: What it was trained as: `task`, `model` (architecture) and `names` (classes).
+        config: The settings that it was trained with.
         problem: Why it is no good checkpoint, or an empty text.
         state: All of it; the tensors stay on disk until they are touched.
     """
 
     path: Path
-    summary: Summary | None
-    identity: dict[str, Any]
+    summary: Summary | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
     problem: str = ""
     state: dict[str, Any] | None = field(default=None, repr=False)
 
@@ -40,27 +45,107 @@ class Candidate:
         return {"path": str(self.path), "summary": summary, "identity": self.identity, "problem": self.problem}
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: The candidate; verified when it was taken, or good enough to be.
+        taken: Whether a resume goes on from it.
+        reason: Why not, or an empty text.
+    """
+
+    candidate: Candidate
+    taken: bool = False
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth printing, as plain values."""
+        return {**self.candidate.to_dict(), "taken": self.taken, "reason": self.reason}
+
+
 def scan(run_folder: Path) -> list[Candidate]:
-    """Look at every checkpoint within reach, the one with the most steps first.
+    """Open every checkpoint within reach, the one with the most steps first; none is verified yet.
 
     Args:
-        run_folder: Of the run; everything attached under the input folder is looked at too.
+        run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
     """
-    candidates = [look(path) for path in _places(run_folder)]
+    candidates = [look(path, verify=False) for path in _places(run_folder)]
     return sorted(
         candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True
     )
 
 
-def look(path: Path, load: Callable[[Path], Any] = checkpoint.load) -> Candidate:
-    """Verify one file and say what it holds."""
+def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: bool = True) -> Candidate:
+    """Say what one file holds, and whether every byte of it is good."""
     try:
-        state = checkpoint.read(path, load)
-        return Candidate(path, checkpoint.summarize(state), dict(state["architecture"]), state=state)
+        state = checkpoint.read(path, load, verify=verify)
+        return Candidate(
+            path, checkpoint.summarize(state), dict(state["architecture"]), dict(state["config"]), state=state
+        )
     except CheckpointError as error:
-        return Candidate(path, None, {}, str(error))
+        return Candidate(path, problem=str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Candidate(path, None, {}, f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
+        return Candidate(path, problem=f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
+
+
+def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
+    """Decide which checkpoint to go on from: verified, of the same run, with the most steps.
+
+    What lies in the run folder decides which run that is: another one is not taken, however far it got. Where nothing
+    lies there, checkpoints of the same task, architecture and classes count, those with the same settings first.
+
+    Args:
+        config: The settings.
+        identity: What tells this run from others: `task`, `model`, `names`.
+
+    Returns:
+        A verdict for every candidate, the one with the most steps first. At most one is taken; a file is read to its
+        end only where that could still change the choice.
+
+    Raises:
+        MismatchError: The run folder holds another run.
+    """
+    candidates, folder = scan(config.run_folder), config.run_folder / "checkpoints"
+    problems = {found.path: found.problem for found in candidates if found.problem}
+
+    def good(found: Candidate) -> bool:
+        if found.path not in problems:
+            problems[found.path] = look(found.path).problem
+        return not problems[found.path]
+
+    own = next((found for found in candidates if found.path.parent == folder and good(found)), None)
+    if own and (problem := mismatch(own, identity)):
+        raise MismatchError(
+            f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
+            "or start anew and keep the old run with --resume never."
+        )
+    others = {found.path: _another(found, own, identity) for found in candidates if not found.problem}
+    same = [found for found in candidates if others.get(found.path) == ""]
+    if not own:
+        same.sort(key=lambda found: bool(changes(found, config)))
+    taken = next(filter(good, same), None)
+    return [
+        Verdict(
+            replace(found, problem=problems.get(found.path, "")),
+            taken=found is taken,
+            reason="" if found is taken else problems.get(found.path) or others[found.path] or LESS,
+        )
+        for found in candidates
+    ]
+
+
+def changes(found: Candidate, config: Config) -> list[str]:
+    """Name the settings that were others when a good candidate was written, and that may not change by themselves."""
+    return differences(from_dict(found.config), config)
+
+
+def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) -> str:
+    if problem := mismatch(found, identity):
+        return f"of another run: {problem}"
+    if own and own.summary and found.summary and own.summary.run_id != found.summary.run_id:
+        return "of another run than the one in the run folder"
+    return ""
 
 
 def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
@@ -77,9 +162,12 @@ def _short(value: Any) -> str:
 
 
 def _places(run_folder: Path) -> Iterator[Path]:
+    """Yield the run's own checkpoints, then what was uploaded: its name may have got a number from the browser."""
     for name in (LATEST, PREVIOUS):
         if (run_folder / "checkpoints" / name).exists():
             yield run_folder / "checkpoints" / name
-    if session.inputs().is_dir():
-        for name in (LATEST, PREVIOUS):
-            yield from sorted(session.inputs().rglob(name))
+    for name in (LATEST, PREVIOUS):
+        pattern = name.replace(".", "*.")
+        yield from sorted(session.working().glob(pattern))
+        if session.inputs().is_dir():
+            yield from sorted(session.inputs().rglob(pattern))

@@ -7,6 +7,7 @@ for, so a test (or a user) sets the environment and asks again.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import stat
@@ -19,6 +20,8 @@ from kit.errors import ConfigError, StorageError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUOTA = 20 * 10**9  # bytes of the working folder that Kaggle keeps
+MARGIN_S = 120.0  # seconds kept for the notebook's last cells, beside three times the slowest step and save
+LARGEST_RESERVE = 0.1  # share of the session that stopping early may cost
 HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
 
 
@@ -118,6 +121,40 @@ def deadline(hours: float | str) -> float | None:
             return None
         hours = HOURS["tpu" if os.environ.get("TPU_NAME") or os.environ.get("TPU_ACCELERATOR_TYPE") else "gpu"]
     return started() + float(hours) * 3600
+
+
+class Limit:
+    """The session's end: training leaves before it, in time for a slow step, a save and the notebook's last cells.
+
+    Args:
+        hours: Length of the session in hours, or 'auto'.
+
+    Attributes:
+        ends: When the session ends, in Unix seconds, or None.
+    """
+
+    def __init__(self, hours: float | str = "auto") -> None:
+        self.ends = deadline(hours)
+        self._length = self.ends - started() if self.ends else math.inf
+        self._end = time.monotonic() + self.ends - time.time() if self.ends else math.inf  # nobody sets this clock back
+        self._slowest, self._asked, self._reserve = 0.0, 0.0, MARGIN_S
+
+    def near(self, save_s: float = 0.0) -> bool:
+        """Tell whether to stop now; asked after every step, it measures how long one takes.
+
+        Args:
+            save_s: Seconds that a save takes until it is on the disk.
+        """
+        now = time.monotonic()
+        if self._asked:
+            self._slowest = max(self._slowest, now - self._asked)
+        self._asked = now
+        self._reserve = min(3 * (self._slowest + save_s) + MARGIN_S, LARGEST_RESERVE * self._length)
+        return now + self._reserve >= self._end
+
+    def sessions(self, seconds: float) -> int | None:
+        """Return how many sessions of this length that much training takes; None where there is no limit."""
+        return math.ceil(seconds / (self._length - self._reserve)) if self.ends else None
 
 
 def gpus() -> list[str]:

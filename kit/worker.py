@@ -1,13 +1,11 @@
-"""The training process around the trainer: tied to its parent, stopped by signals and by the session's limit."""
+"""The training process around the trainer: tied to its parent and stopped by signals."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import signal
 import sys
-import time
 import traceback
 from types import FrameType
 
@@ -17,8 +15,6 @@ from kit.errors import KitError
 
 PARENT = "KIT_PARENT"  # set by the launcher: its process id
 ORPHAN_S = 20  # seconds that a process whose parent died has to save and leave
-MARGIN_S = 20.0  # seconds kept for leaving, beside three times the slowest step
-LARGEST_RESERVE = 0.1  # share of the session that stopping early may cost
 
 
 def is_worker() -> bool:
@@ -27,27 +23,13 @@ def is_worker() -> bool:
 
 
 class Stop:
-    """Tells the trainer when to stop; it is asked after every batch.
+    """Tells the trainer when to stop because of a signal; it is asked after every batch."""
 
-    Args:
-        hours: Length of the session in hours, or 'auto'.
-    """
-
-    def __init__(self, hours: float | str = "auto") -> None:
+    def __init__(self) -> None:
         self.reason = ""
-        deadline = session.deadline(hours)
-        self._longest = (deadline - session.started()) * LARGEST_RESERVE if deadline else 0.0
-        self._end = time.monotonic() + deadline - time.time() if deadline else math.inf  # nobody sets this clock back
-        self._slowest, self._asked = 0.0, 0.0
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
-        now = time.monotonic()
-        if self._asked:
-            self._slowest = max(self._slowest, now - self._asked)  # a step, with the save that may have followed it
-        self._asked = now
-        if now + min(3 * self._slowest + MARGIN_S, self._longest) >= self._end:
-            return "the session's limit is near"
         return self.reason
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -60,7 +42,7 @@ class Stop:
 def main(config: Config, resume: str) -> int:
     """Train in this process and return the exit code of `kit train`."""
     session.prepare_environment()
-    stop = Stop(config.kit.session_hours)
+    stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.on_signal)
     _tie_to_parent()

@@ -12,7 +12,9 @@ import samples
 from samples import save, state
 
 from kit import discovery
-from kit.discovery import Candidate
+from kit.config import Config
+from kit.discovery import Candidate, Verdict
+from kit.errors import MismatchError
 
 IDENTITY = {"task": "detect", "model": "yolov8n.yaml", "names": ["cat", "dog"]}
 
@@ -21,6 +23,15 @@ IDENTITY = {"task": "detect", "model": "yolov8n.yaml", "names": ["cat", "dog"]}
 def run(place: Path) -> Path:
     """A run folder."""
     return place / "working" / "runs" / "train"
+
+
+def judge(**settings: Any) -> list[Verdict]:
+    """Return the verdicts for a run with these settings."""
+    return discovery.judge(Config(settings), IDENTITY)
+
+
+def taken(verdicts: list[Verdict]) -> Path | None:
+    return next((verdict.candidate.path for verdict in verdicts if verdict.taken), None)
 
 
 def steps(candidates: list[Candidate]) -> list[int | None]:
@@ -74,10 +85,10 @@ def test_half_written_checkpoint_is_never_chosen(place: Path, run: Path) -> None
     latest = save(run / "checkpoints/latest.pt", state(20))
     latest.write_bytes(latest.read_bytes()[:-100])
     save(run / "checkpoints/previous.pt", state(10))
-    found = discovery.scan(run)
-    assert steps(found) == [10, None]
-    assert found[1].path == latest
-    assert "is not a whole checkpoint" in found[1].problem
+    verdicts = judge()
+    assert taken(verdicts) == run / "checkpoints/previous.pt"
+    assert verdicts[1].candidate.path == latest
+    assert "is not a checkpoint" in verdicts[1].reason
 
 
 def damage_nothing(path: Path) -> None:
@@ -103,7 +114,7 @@ def make_newer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_nothing, "is not a whole checkpoint"),
+        (damage_nothing, "is not a checkpoint"),
         (damage_bit, "is damaged: the checksum of its record"),
         (make_code, "kit.discovery.Candidate, which is code"),
         (make_foreign, "is not a checkpoint of this kit"),
@@ -117,13 +128,17 @@ def test_bad_checkpoint_is_reported_with_its_reason_and_the_good_one_found(
     bad = save(run / "checkpoints/latest.pt", state(20))
     damage(bad)
     save(place / "input/a/latest.pt", state(10))
-    good, other = discovery.scan(run)
-    assert (good.summary is not None, good.problem) == (True, "")
-    assert (other.path, other.summary, other.identity) == (bad, None, {})
-    assert reason in other.problem
+    verdicts = judge()
+    assert taken(verdicts) == place / "input/a/latest.pt"
+    (other,) = [verdict for verdict in verdicts if not verdict.taken]
+    assert other.candidate.path == bad
+    assert reason in other.reason
+    assert other.reason == other.candidate.problem
 
 
-@pytest.mark.parametrize("change", [{"architecture": None}, {"progress": {}}, {"progress": 3}, {"format_version": "1"}])
+@pytest.mark.parametrize(
+    "change", [{"architecture": None}, {"progress": {}}, {"progress": 3}, {"config": 3}, {"format_version": "1"}]
+)
 def test_checkpoint_with_foreign_values_is_reported_with_its_reason(
     place: Path, run: Path, change: dict[str, Any]
 ) -> None:
@@ -131,9 +146,9 @@ def test_checkpoint_with_foreign_values_is_reported_with_its_reason(
     values = {**state(20, best_map=0.5), **change}
     save(place / "input/a/latest.pt", {key: value for key, value in values.items() if value is not None})
     save(run / "checkpoints/latest.pt", state(10))
-    good, bad = discovery.scan(run)
-    assert good.summary is not None
-    assert bad.problem
+    good, bad = judge()
+    assert good.taken
+    assert bad.candidate.problem
 
 
 def test_folder_with_a_checkpoints_name_is_no_checkpoint(place: Path, run: Path) -> None:
@@ -148,7 +163,7 @@ def test_looking_changes_nothing(place: Path, run: Path) -> None:
     save(run / "checkpoints/latest.pt", state(20))
     samples.flip_weights(save(place / "input/a/latest.pt", state(20)))
     before = [(path, path.stat().st_mtime_ns) for path in sorted(place.rglob("*"))]
-    discovery.scan(run)
+    judge()
     assert [(path, path.stat().st_mtime_ns) for path in sorted(place.rglob("*"))] == before
 
 
@@ -179,11 +194,74 @@ def test_mismatch_of_many_classes_is_short(tmp_path: Path) -> None:
     assert len(discovery.mismatch(found, {**IDENTITY, "names": [f"class{i}" for i in range(80)]})) < 150
 
 
+@pytest.mark.parametrize("name", ["latest.pt", "latest (1).pt", "latest-e012-1a2b3c4d.pt"])
+@pytest.mark.parametrize("folder", ["working", "input/latest-from-my-laptop", "input/datasets/me/mine"])
+def test_upload_is_found_under_the_name_that_a_browser_gave_it(place: Path, name: str, folder: str) -> None:
+    """Dropped into the working folder, or attached as a data set in either of Kaggle's layouts."""
+    path = save(place / folder / name, state(7))
+    assert taken(judge()) == path
+
+
+def test_run_in_the_folder_is_not_left_for_another_that_got_further(place: Path, run: Path) -> None:
+    """A run that was started anew beside the attached output of the old one goes on; what is its own counts."""
+    save(place / "input/v1/latest.pt", state(50, run_id="old"))
+    own = save(run / "checkpoints/latest.pt", state(10, run_id="new"))
+    verdicts = judge()
+    assert taken(verdicts) == own
+    assert verdicts[0].reason == "of another run than the one in the run folder"
+    further = save(place / "input/v2/latest.pt", state(30, run_id="new"))
+    assert taken(judge()) == further
+
+
+def test_run_in_the_folder_counts_even_where_its_newest_file_is_damaged(place: Path, run: Path) -> None:
+    """The generation before says as well which run it is."""
+    save(place / "input/v1/latest.pt", state(50, run_id="old"))
+    samples.flip_weights(save(run / "checkpoints/latest.pt", state(20, run_id="old")))
+    own = save(run / "checkpoints/previous.pt", state(10, run_id="new"))
+    assert taken(judge()) == own
+
+
+def test_folder_of_another_run_is_refused_however_far_the_right_one_got(place: Path, run: Path) -> None:
+    """Run A's folder must not swallow run B's checkpoint."""
+    save(run / "checkpoints/latest.pt", state(10, architecture={**IDENTITY, "task": "segment"}))
+    save(place / "input/a/latest.pt", state(50))
+    with pytest.raises(MismatchError, match="holds another run: its task is 'segment' and not 'detect'"):
+        judge()
+
+
+def test_another_run_among_the_inputs_is_passed_over(place: Path) -> None:
+    """It says in which way it is another one."""
+    save(place / "input/a/latest.pt", state(50, architecture={**IDENTITY, "names": ["bird"]}))
+    right = save(place / "input/b/latest.pt", state(10))
+    verdicts = judge()
+    assert taken(verdicts) == right
+    assert verdicts[0].reason == "of another run: its classes is 'bird' and not 'cat, dog'"
+
+
+def test_attached_checkpoint_of_the_same_settings_is_preferred(place: Path) -> None:
+    """Of two experiments the one that the settings describe; where there is none, the user is asked to decide."""
+    other = save(place / "input/a/latest.pt", state(50, config={"lr0": 0.5}))
+    right = save(place / "input/b/latest.pt", state(10, config={"lr0": 0.25}))
+    assert taken(judge(lr0=0.25)) == right
+    assert taken(judge(lr0=0.125)) == other
+    assert discovery.changes(judge(lr0=0.125)[0].candidate, Config({"lr0": 0.125})) != []
+
+
+def test_no_file_is_read_to_its_end_that_cannot_change_the_choice(place: Path, run: Path) -> None:
+    """A dozen attached checkpoints cost no minute: those that are behind are opened and no more."""
+    save(run / "checkpoints/latest.pt", state(20))
+    samples.flip_weights(save(place / "input/a/latest.pt", state(10)))
+    good, behind = judge()
+    assert good.taken
+    assert (behind.candidate.problem, behind.reason) == ("", discovery.LESS)
+
+
 def test_candidate_is_plain_json(tmp_path: Path) -> None:
     """`python -m kit find --json` prints it, good or bad."""
     good = discovery.look(save(tmp_path / "latest.pt", state(7)))
     bad = discovery.look(tmp_path / "none.pt")
-    values = json.loads(json.dumps([good.to_dict(), bad.to_dict()]))
+    values = json.loads(json.dumps([Verdict(good, taken=True).to_dict(), bad.to_dict()]))
+    assert values[0]["taken"] is True
     assert values[0]["summary"]["global_step"] == 7
     assert values[0]["path"] == str(tmp_path / "latest.pt")
     assert "does not exist" in values[1]["problem"]

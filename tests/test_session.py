@@ -119,6 +119,51 @@ def test_hours_that_were_given_hold_everywhere(monkeypatch: pytest.MonkeyPatch) 
     assert session.deadline(9) == 1000 + 9 * 3600
 
 
+@pytest.fixture
+def hour(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A session of an hour that has just begun; returns the clock, which the test sets in seconds since then."""
+    now = [0.0]
+    monkeypatch.setenv("KIT_SESSION_START", "1000")
+    monkeypatch.setattr(session.time, "time", lambda: 1000 + now[0])
+    monkeypatch.setattr(session.time, "monotonic", lambda: 50 + now[0])
+    return now
+
+
+def leaves(clock: list[float], step: float, save_s: float = 0.0) -> float:
+    """Return when a training of such steps leaves a session of an hour, in seconds since it began."""
+    limit = session.Limit(1)
+    while not limit.near(save_s):
+        clock[0] += step
+    return clock[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "save_s", "reserve"), [(1, 0, 120 + 3), (30, 0, 120 + 90), (1, 20, 120 + 63), (200, 0, 360)]
+)
+def test_training_leaves_in_time_for_a_slow_step_and_a_save(
+    hour: list[float], step: float, save_s: float, reserve: float
+) -> None:
+    """Three steps and saves and the notebook's last cells fit; at most a tenth of the session is given away."""
+    assert 3600 - reserve <= leaves(hour, step, save_s) < 3600 - reserve + step
+
+
+def test_clock_that_is_set_back_does_not_move_the_limit(hour: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kaggle counts on, whatever the container's clock says."""
+    limit = session.Limit(1)
+    monkeypatch.setattr(session.time, "time", lambda: 0.0)
+    hour[0] = 3500
+    assert limit.near()
+
+
+def test_sessions_that_are_still_needed_are_counted(hour: list[float]) -> None:
+    """From the time that training still takes, and what a session has room for."""
+    limit = session.Limit(1)
+    limit.near()
+    assert [limit.sessions(seconds) for seconds in (1, 3480, 3481, 36000)] == [1, 1, 2, 11]
+    assert session.Limit().sessions(36000) is None
+    assert not session.Limit().near()
+
+
 @pytest.mark.parametrize(
     ("script", "names"),
     [("echo 'Tesla T4'; echo 'Tesla T4'", ["Tesla T4", "Tesla T4"]), ("echo failed; exit 9", []), (":", [])],

@@ -7,6 +7,7 @@ trainer of the task and trains.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ultralytics.utils.torch_utils import parse_device, select_device
 from kit import config as config_module, data, session, status as status_module, storage
 from kit.config import Config
 from kit.errors import ConfigError, Stopped
-from kit.status import Status
+from kit.session import Limit
+from kit.status import Status, duration
 from kit.storage import Lock
 from kit.trainer.loop import Resumable
 from kit.trainer.resume import choose, complete, identify
@@ -66,7 +68,8 @@ def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda
         storage.sweep(folder)
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
-        run = Run(config, folder, identity, status, stop, choose(config, resume, identity, status))
+        limit = session.Limit(config.kit.session_hours)
+        run = Run(config, folder, identity, status, stop, choose(config, resume, identity, status), limit)
         if run.resumed and complete(config, run.resumed) and _finished(before, run):
             status.values = before
             best = run.resumed["best_map"] or 0.0
@@ -88,13 +91,14 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         decided = run.resumed["loop"]["decided"]
         overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
+    status.update(session_ends=run.limit.ends)
     try:
         trainer = TRAINERS[run.identity["task"]](run, overrides)
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")
         place = f"epoch {trainer.epoch + 1}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
-        status.say(f"Stopped in {place} ({stopped}). Run again to go on.")
+        status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
         raise
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
@@ -102,6 +106,17 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(now=True, state="finished", best_map=trainer.best_map)
     best = f"best mAP {trainer.best_map:.4f} in {trainer.best}" if trainer.best_map is not None else "no validation"
     status.say(f"Training finished: {len(trainer.history)} epochs, {best}")
+
+
+def _left(trainer: Any, limit: Limit) -> str:
+    """Say how much there is still to do, by what the epochs took so far."""
+    if trainer.stop:
+        return "only the final evaluation is left"
+    done = trainer.epoch + trainer.batch / len(trainer.train_loader)
+    seconds = (time.monotonic() - trainer.train_time_start) / max(done, 1e-9) * (trainer.epochs - done)
+    sessions = limit.sessions(seconds)
+    text = f"about {duration(seconds)} of training left"
+    return text if sessions is None else f"{text}, about {max(sessions, 1)} more session{'s' * (sessions > 1)}"
 
 
 def quiet() -> None:

@@ -35,6 +35,7 @@ class Resumable(Recovery, Saving):
         self.run = run
         self.epoch = self.batch = self.global_step = 0
         self.last_opt_step, self.oom_retries = -1, 0
+        self.advanced = False  # in this session
         self.best_map: float | None = None
         self.history: list[dict[str, float]] = []
         self.loss_items: Any = None
@@ -141,7 +142,7 @@ class Resumable(Recovery, Saving):
             if step - self.last_opt_step >= self.accumulate:
                 self.optimizer_step()
                 self.last_opt_step = step
-            self.batch, self.global_step = i + 1, self.global_step + 1
+            self.batch, self.global_step, self.advanced = i + 1, self.global_step + 1, True
             if self.args.plots and step in self.plot_idx:
                 self.plot_training_samples(batch, step)
             self.run_callbacks("on_train_batch_end")
@@ -197,6 +198,7 @@ class Resumable(Recovery, Saving):
             self._clear_memory(None if self.device.type == "mps" else 0.5)
             self.run.status.update(now=True, state="validating")
             self.metrics, self.fitness = self.validate()
+            self.advanced = True
         criterion: Any = getattr(unwrap_model(self.model), "criterion", None)
         if hasattr(criterion, "update"):  # after validation, so that one that was abandoned can be repeated
             criterion.update()

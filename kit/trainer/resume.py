@@ -9,14 +9,17 @@ from typing import Any
 import yaml
 from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 
-from kit import config as config_module, data, discovery, session, storage
+from kit import data, discovery, session, storage
 from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.config import Config
-from kit.discovery import Candidate
+from kit.discovery import LESS, Candidate, Verdict
 from kit.errors import CheckpointError, MismatchError, ModelError
-from kit.status import Status
+from kit.status import Status, duration
 from kit.trainer.run import STOCK
 from kit.trainer.setup import load_model, open_checkpoint
+
+UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
+SHOWN = 3  # checkpoints that are said not to be taken; `find` lists them all
 
 
 def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
@@ -56,15 +59,14 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     found = _search(config, identity, status) if resume == "auto" else _given(Path(resume).expanduser(), identity)
     if found is None or found.summary is None or found.state is None:
         return None
-    state = found.state
-    changed = config_module.differences(config_module.from_dict(state["config"]), config)
+    state, changed = found.state, discovery.changes(found, config)
     if changed and resume == "auto":
         raise MismatchError(
             f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
             f"Go on with the new ones: --resume {found.path}. Start anew and keep the old run: --resume never."
         )
     best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
-    age = _age(time.time() - found.summary.saved)
+    age = duration(time.time() - found.summary.saved)
     status.say(f"Found checkpoint: {found.path} ({found.summary.position}{best}, saved {age} ago)")
     status.say(f"Resuming from checkpoint: {found.path}")
     if changed:
@@ -80,6 +82,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
 
 def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     """Have a good `best.pt` in the run folder: the one that is there, or one of the same run that lies elsewhere."""
+    if found.path == best:
+        return
     if best.exists():
         seen = discovery.look(best, load=open_checkpoint)
         if seen.problem:
@@ -89,8 +93,10 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
             return
         else:
             status.say(f"{best.name} of the run folder was kept as {storage.set_aside(best, 'old').name}")
-    for path in [found.path.parent / BEST, *sorted(session.inputs().rglob(BEST))]:
-        if path.exists():
+    if found.summary is None or found.summary.best_map is None:
+        return
+    for path in [*sorted(found.path.parent.glob(UPLOADED)), *sorted(session.inputs().rglob(UPLOADED))]:
+        if path != best:
             seen = discovery.look(path, load=open_checkpoint)
             if seen.problem:
                 status.say(f"WARNING: {seen.problem}")
@@ -111,23 +117,23 @@ def complete(config: Config, state: dict[str, Any]) -> bool:
 
 def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
     folder = config.run_folder / "checkpoints"
-    candidates = discovery.scan(config.run_folder)
-    if all(candidate.problem for candidate in candidates) and (folder / BEST).exists():
-        candidates.append(discovery.look(folder / BEST, load=open_checkpoint))  # a whole checkpoint too
-    for bad in [candidate for candidate in candidates if candidate.problem]:
-        status.say(f"WARNING: {bad.problem}")
-        if bad.path.parent == folder:
-            status.say(f"It was set aside as {storage.set_aside(bad.path).name}")
-    for good in [candidate for candidate in candidates if not candidate.problem]:
-        problem = discovery.mismatch(good, identity)
-        if not problem:
-            return good
-        if good.path.parent == folder:
-            raise MismatchError(
-                f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
-                "or start anew and keep the old run with --resume never."
-            )
-    return None
+    verdicts = discovery.judge(config, identity)
+    taken = next((verdict.candidate for verdict in verdicts if verdict.taken), None)
+    if not taken and (folder / BEST).exists():
+        best = discovery.look(folder / BEST, load=open_checkpoint)  # a whole checkpoint too
+        reason = best.problem or discovery.mismatch(best, identity)
+        verdicts.append(Verdict(best, taken=not reason, reason=reason))
+        taken = None if reason else best
+    for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
+        status.say(f"WARNING: {damaged.problem}")
+        if damaged.path.parent == folder:
+            status.say(f"It was set aside as {storage.set_aside(damaged.path).name}")
+    refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
+    for verdict in refused[:SHOWN]:
+        status.say(f"Not taken: {verdict.candidate.path} ({verdict.reason})")
+    if refused[SHOWN:]:
+        status.say(f"Not taken: {len(refused) - SHOWN} more, which `python -m kit find` lists")
+    return taken
 
 
 def _given(path: Path, identity: dict[str, Any]) -> Candidate:
@@ -137,10 +143,3 @@ def _given(path: Path, identity: dict[str, Any]) -> Candidate:
     if problem := discovery.mismatch(candidate, identity):
         raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
     return candidate
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 
 from kit.config import Config
+from kit.session import Limit
 from kit.status import Status
 from kit.writer import Writer
 
@@ -38,6 +39,7 @@ class Run:
         identity: What tells this run from others: `task`, `model`, `names`.
         status: Where news goes.
         stop: Returns why training has to stop now, or an empty text.
+        limit: The session's end.
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
         writer: Where checkpoints go.
@@ -49,6 +51,7 @@ class Run:
     status: Status
     stop: Callable[[], str]
     resumed: dict[str, Any] | None
+    limit: Limit = field(default_factory=Limit)
 
     def __post_init__(self) -> None:
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]

@@ -24,6 +24,7 @@ class Saving(Setup):
     run: Run
     best_map: float | None
     history: list[dict[str, float]]
+    advanced: bool
     loss: Any
     snapshot: Snapshot
     _warned = _thinned = False
@@ -157,8 +158,13 @@ class Saving(Setup):
             self._unwritten = str(error)  # all rows are written again after the next epoch
 
     def _stop_if_asked(self) -> None:
-        """Save and leave when a stop was asked for. A stop during validation abandons it; a resume repeats it."""
-        if reason := self.run.stop():
+        """Save and leave when a stop was asked for, or before the session's limit.
+
+        A stop during validation abandons it; a resume repeats it. The limit leaves every session its first step, or the
+        validation that it began with: else a run in sessions that are too short would never end.
+        """
+        near = self.run.limit.near(self.run.writer.latency_s) and self.advanced
+        if reason := self.run.stop() or ("the session's limit is near" if near else ""):
             try:
                 if not self.stop:
                     self._save(self.epoch, self.batch, wait=True)
