@@ -20,9 +20,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from kit import session
+from kit.direct import DirectFile
 from kit.errors import BusyError, CheckpointError, StorageError
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
@@ -32,8 +33,11 @@ RESERVE = 64 << 20  # bytes that a write leaves free
 class Disk:
     """The system calls that publishing makes, one method each: a test puts in a disk that fails at call n."""
 
-    def open(self, path: Path) -> BinaryIO:
-        """Create `path` for writing."""
+    def open(self, path: Path, direct: bool = False) -> BinaryIO:
+        """Create `path` for writing; with `direct` past the page cache, where the file system can do that."""
+        if direct:
+            with contextlib.suppress(OSError, AttributeError):  # what else is wrong is wrong below too
+                return cast(BinaryIO, DirectFile(path))
         return open(path, "wb")
 
     def sync(self, file: BinaryIO) -> None:
@@ -92,7 +96,7 @@ def publish(
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     second = temporary.with_name(temporary.name.replace(TEMPORARY, f".link{TEMPORARY}"))
     try:
-        with disk.open(temporary) as file:
+        with disk.open(temporary, durable) as file:
             write(file)
             if durable:
                 disk.sync(file)

@@ -30,9 +30,9 @@ class FailingDisk(Disk):
     def fail(self) -> None:
         raise OSError(self.number, os.strerror(self.number))
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: Path, direct: bool = False) -> BinaryIO:
         self._count("open")
-        return super().open(path)
+        return super().open(path, direct)
 
     def sync(self, file: BinaryIO) -> None:
         self._count("sync")
@@ -86,8 +86,8 @@ class FullDisk(Disk):
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def open(self, path: Path) -> BinaryIO:
-        return _Limited(super().open(path), self.size)  # type: ignore[return-value]
+    def open(self, path: Path, direct: bool = False) -> BinaryIO:
+        return _Limited(super().open(path, direct), self.size)  # type: ignore[return-value]
 
     def free(self, folder: Path) -> int:
         return self.size

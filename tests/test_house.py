@@ -19,6 +19,7 @@ PACKAGE = session.REPOSITORY / "kit"
 FLOORS = {
     "errors": 0,
     "bootstrap": 0,
+    "direct": 0,
     "storage": 1,
     "session": 1,
     "config": 1,
