@@ -125,13 +125,12 @@ class Snapshot:
             parameters = [parameter for group in groups for parameter in group["params"]]
             state = {i: kept[parameter] for i, parameter in enumerate(parameters) if parameter in kept}
             numbers = iter(range(len(parameters)))
-            for group in groups:
-                group["params"] = list(islice(numbers, len(group["params"])))
+            numbered = [{**group, "params": list(islice(numbers, len(group["params"])))} for group in groups]
             return {
                 **rest,
                 "rng_state": randomness.state_dict(generators),
                 **{name: dict(zip(self._modules[name].names, copies[name], strict=True)) for name in self._modules},
-                "optimizer_state_dict": {"state": state, "param_groups": plain(groups)},
+                "optimizer_state_dict": {"state": state, "param_groups": plain(numbered)},
                 "gradients": dict(zip(gradients, copies["gradients"], strict=True)),
                 "loop": copied(rest["loop"], torch.device("cpu")),
             }
