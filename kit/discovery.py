@@ -65,12 +65,13 @@ class Verdict:
 
 
 def scan(run_folder: Path) -> list[Candidate]:
-    """Open every checkpoint within reach, the one with the most steps first; none is verified yet.
+    """Open every checkpoint within reach, the one with the most steps first; the good ones are still to be verified.
 
     Args:
         run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
     """
-    candidates = [look(path, verify=False) for path in _places(run_folder)]
+    opened = [look(path, verify=False) for path in _places(run_folder)]
+    candidates = [look(found.path) if found.problem else found for found in opened]  # which says what is damaged
     return sorted(
         candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True
     )

@@ -88,7 +88,7 @@ def test_half_written_checkpoint_is_never_chosen(place: Path, run: Path) -> None
     verdicts = judge()
     assert taken(verdicts) == run / "checkpoints/previous.pt"
     assert verdicts[1].candidate.path == latest
-    assert "is not a checkpoint" in verdicts[1].reason
+    assert "is not a whole checkpoint" in verdicts[1].reason
 
 
 def damage_nothing(path: Path) -> None:
@@ -114,7 +114,7 @@ def make_newer(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_nothing, "is not a checkpoint"),
+        (damage_nothing, "is not a whole checkpoint"),
         (damage_bit, "is damaged: the checksum of its record"),
         (make_code, "kit.discovery.Candidate, which is code"),
         (make_foreign, "is not a checkpoint of this kit"),
