@@ -65,7 +65,7 @@ def test_signal_to_the_whole_group_saves_and_exits_75(tmp_path: Path, values: di
     seen = child.wait_for(lambda status: status.get("completed", 0) >= 1)
     os.killpg(seen["pid"], signal.SIGTERM)
     assert child.wait() == 75, child.output()
-    assert "Run again to go on." in child.output()
+    assert "Run again to go on: about" in child.output()
     assert _members(seen["pid"]) == []
 
 
@@ -77,7 +77,7 @@ def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], numbe
     for _ in range(4):
         child.process.send_signal(number)
     assert child.wait() == 75, child.output()
-    assert "Run again to go on." in child.output()
+    assert "Run again to go on: about" in child.output()
     assert child.status()["state"] == "stopped"
     assert training.read(tmp_path / "runs/train/checkpoints/latest.pt")["epoch"] >= 1
 
@@ -179,7 +179,7 @@ def test_status_find_and_verify_tell_of_a_run(tmp_path: Path, values: dict[str, 
     latest = tmp_path / "runs/train/checkpoints/latest.pt"
     assert "finished" in kit("status", *settings).stdout
     assert '"state": "finished"' in kit("status", "--json", *settings).stdout
-    assert f"{latest}: epoch 1/1" in kit("find", *settings).stdout
+    assert f"-> {latest} (epoch 1/1): taken" in kit("find", *settings).stdout
     assert kit("verify", str(latest)).stdout == f"{latest}: good\n"
     with open(latest, "r+b") as file:
         file.truncate(1000)
