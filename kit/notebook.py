@@ -24,31 +24,57 @@ training goes on from the last checkpoint as if nothing had happened.
 | Attach your data set | Add input |
 """
 
-BOOTSTRAP = """\
-# The repository to clone; the variable KIT_REPO overrides it. A copy that is here already is used as it is.
-REPO = "https://github.com/your-name/kaggle-yolo-kit.git"
+BOOTSTRAP = r'''
+# The kit at a tag, a branch or a commit (all 40 digits); the variables KIT_REPO and KIT_REF override the two. A copy
+# attached as an input stands in where it cannot be cloned, and only there: a forgotten old one would go unnoticed.
+REPO, REF = "https://github.com/your-name/kaggle-yolo-kit.git", "main"
 
-import os, subprocess, sys, tempfile
+import os, re, sys, tempfile
 from pathlib import Path
+from subprocess import DEVNULL, run
 
-def find_kit():
-    here = Path.cwd()  # the notebook's own folder, before anything changes it
-    attached = Path(os.environ.get("KIT_INPUT", "/kaggle/input")).rglob("kit/bootstrap.py")
-    for folder in [here, *here.parents, *(path.parent.parent for path in attached)]:
-        if (folder / "kit" / "bootstrap.py").is_file():
+CLONE = """export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true LC_ALL=C  # a question would wait for ever
+cd "$0" && git init -q && timeout 15 git fetch -q --depth 1 "$1" "$2" &&
+git checkout -q FETCH_HEAD && git rev-parse HEAD"""
+REASONS = {  # what git says, and what that means
+    "git: .*not found": "git is not installed: attach a copy of the repository (Add input)",
+    "remote ref|not our ref": "it has no such tag, branch or commit: correct REF",
+    "uthentication|' not found|denied|not appear|error: 40": "it is private or misspelt: correct REPO or attach a copy",
+    "": "is the internet on (Session options)? Or attach a copy of the repository (Add input)",
+}
+
+
+def get_kit(repo, ref):
+    home = "/kaggle/temp" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else Path.home() / ".cache"
+    clones = Path(os.environ.get("KIT_SCRATCH") or home, "kaggle-yolo-kit", ref)  # a folder for each commit
+    for folder in [Path.cwd(), *Path.cwd().parents, clones / ref]:  # the notebook may lie in a clone
+        if (folder / "kit/bootstrap.py").is_file():
             return folder
-    scratch = "/kaggle/temp" if os.path.isdir("/kaggle") else tempfile.gettempdir()
-    folder = Path(os.environ.get("KIT_SCRATCH", scratch)) / "kaggle-yolo-kit"
-    if not (folder / "kit" / "bootstrap.py").is_file():
-        command = ["git", "clone", "--quiet", "--depth", "1", os.environ.get("KIT_REPO", REPO), str(folder)]
-        if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"The kit could not be cloned: {done.stderr.strip()}\\n"
-                             "Is the internet on (Session options), and is REPO right? Or attach a copy as an input.")
-    return folder
+    clones.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=clones.parent) as new:
+        git = run(["sh", "-c", CLONE, new, repo, ref], stdin=DEVNULL, capture_output=True, text=True)
+        if git.returncode == 0:
+            commit = clones / git.stdout.strip()
+            if not commit.is_dir():
+                os.rename(new, commit)
+            return commit
+    trouble = f"The kit could not be cloned from {re.sub('//.*@', '//', repo)} at '{ref}'"
+    reason = next(REASONS[words] for words in REASONS if re.search(words, git.stderr))
+    attached = Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("kit/bootstrap.py")
+    copies = sorted(clones.glob("*/kit/bootstrap.py"), key=os.path.getmtime) or sorted(attached)
+    if not copies or "REF" in reason:
+        raise SystemExit(f"{trouble}: {reason}.")
+    print(f"{trouble}: the copy in {copies[-1].parents[1]} is used")
+    return copies[-1].parents[1]
 
-sys.path.insert(0, str(find_kit()))
+
+sys.path.insert(0, str(get_kit(os.environ.get("KIT_REPO") or REPO, os.environ.get("KIT_REF") or REF)))
+for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
+    del sys.modules[name]  # of the version that an earlier run of this cell has loaded
 from kit import bootstrap
-print(bootstrap.setup())"""
+
+print(bootstrap.setup())
+'''.strip()
 
 REPORT = """\
 import kit

@@ -37,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
     monkeypatch.setenv("KIT_REPO", str(session.REPOSITORY))
+    monkeypatch.setenv("KIT_REF", "HEAD")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     return tmp_path
 
@@ -62,7 +63,7 @@ def test_notebook_runs_twice_and_after_a_kill(place: Path) -> None:
     assert "Training finished: 2 epochs" in first
     assert "latest.pt: " in first
     assert "sha256" in first
-    assert len(list((place / "scratch").glob("*/kit/bootstrap.py"))) == 1, "the clone lies in scratch"
+    assert len(list((place / "scratch").rglob("kit/bootstrap.py"))) == 1, "the clone lies in scratch"
     assert "This run is finished: 2 epochs" in execute(place, **values)
 
     longer = {**values, "epochs": 400}

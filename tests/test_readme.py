@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shlex
 
 import pytest
 
 import kit
-from kit import cli, config, session
+from kit import bootstrap, cli, config, notebook, session
 
 README = (session.REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+IMAGE = {  # what Kaggle's image has of what ultralytics needs
+    *("httpx", "matplotlib", "numpy", "nvidia-ml-py", "opencv-python", "pillow", "polars", "psutil", "pyyaml"),
+    *("requests", "torch", "torchvision"),
+}
 COMMANDS = [line.partition("#")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
 
 
@@ -28,6 +33,25 @@ def test_make_target_in_the_readme_exists(command: str) -> None:
     """`make TARGET`."""
     target = shlex.split(command)[1]
     assert re.search(rf"^{target}:", (session.REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_cell_in_the_readme_is_the_notebooks() -> None:
+    """Whoever pastes it gets what the notebook has."""
+    assert f"```python\n{notebook.BOOTSTRAP}\n```" in README
+
+
+def test_wheels_in_the_readme_are_what_the_image_lacks() -> None:
+    """Those of requirements.txt and of what they need; a new version of ultralytics may need another one."""
+    line = re.search(r"^pip download .*\\\n(.*)$", README, re.MULTILINE)
+    assert line
+    named = shlex.split(line[1])
+    assert [word for word in bootstrap.requirements() if word.startswith("ultralytics")] == named[:1]
+    lacking, new = set(), ["ultralytics"]
+    while new:
+        lacking.add(name := new.pop())
+        needed = [text for text in importlib.metadata.requires(name) or () if "extra ==" not in text]
+        new += {bootstrap._name(text) for text in needed} - IMAGE - lacking
+    assert {bootstrap._name(word) for word in named} == lacking
 
 
 def test_file_in_the_readme_exists() -> None:
