@@ -94,7 +94,7 @@ def _find(options: argparse.Namespace) -> int:
     from kit.trainer.resume import identify
 
     try:
-        verdicts = discovery.judge(config, identify(config, data.resolve(str(config.get("data")))))
+        verdicts = discovery.judge(config, identify(config, data.resolve(str(config.get("data")), config.classifies)))
     except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
         print(f"warning: {error}", file=sys.stderr)
         verdicts = [discovery.Verdict(found, reason=found.problem) for found in discovery.scan(config.run_folder)]

@@ -64,6 +64,11 @@ class Config:
         """The run's folder, below the working folder."""
         return session.working() / self.kit.run
 
+    @property
+    def classifies(self) -> bool:
+        """Tell whether the run is a classification, as far as settings and the model's name say so."""
+        return self.get("task") == "classify" or Path(str(self.get("model"))).stem.endswith("-cls")
+
     def get(self, name: str) -> Any:
         """Return a training setting or its default."""
         return self.train.get(name, defaults()[name][0])

@@ -1,39 +1,27 @@
-"""Data sets: find what `data=` names, resolve its paths, and describe it in a file that Ultralytics reads the same.
+"""Data sets: find what `data=` names, and describe it in a file that Ultralytics reads the same.
 
-A `data.yaml` is written for another machine more often than not: without `path`, with one that is relative, with
-Roboflow's `../train/images`. The paths are resolved against the file's own folder and written, absolute, into a copy
-in scratch; the data set itself is never written to. The copy has no `download:`, which Ultralytics would execute.
+The description goes to scratch, with absolute paths; the data set itself is never written to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from kit import session, shapes, storage
+from kit import description, session, shapes, storage
+from kit.description import VALIDATION
 from kit.errors import DataError
 
-SPLITS = ("train", "val", "test")
-IMAGES = {
-    ".bmp",
-    ".dng",
-    ".heic",
-    ".jpeg",
-    ".jpg",
-    ".mpo",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".avif",
-    ".jp2",
-    ".jpeg2000",
-}
+LARGEST = 1 << 20  # bytes of a description
+LISTED = 20  # data sets that a message lists
+
+Found = dict[Path, Hashable]  # path -> what lies there, equal for two descriptions of the same; None where it is broken
 
 
 @dataclass(frozen=True)
@@ -49,122 +37,150 @@ class DataSet:
     names: tuple[str, ...]
 
 
-def resolve(name: str) -> DataSet:
+def resolve(name: str, classify: bool = False) -> DataSet:
     """Find a data set.
 
     Args:
-        name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a `data.yaml`, a
-            folder that holds one, a classification set's folder, or a name that Ultralytics knows (`coco8.yaml`).
+        name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a description
+            (`data.yaml`, whatever its name), a folder that holds one at whatever depth, a classification set's folder,
+            or a name that Ultralytics knows (`coco8.yaml`).
+        classify: The images are to lie in one folder per class.
 
     Raises:
-        DataError: It is missing or broken.
+        DataError: It is missing or broken, or there are several.
     """
     if name == "auto":
-        path = _attached()
+        path = _find_attached(session.inputs(), classify)
     elif name == "shapes":
         path = shapes.make(session.scratch() / "datasets" / "shapes")
     else:
         path = Path(name).expanduser().absolute()
+        if path.is_dir():
+            path = _find_within(path, classify)
     if path.is_dir():
-        described = [path / f"data{suffix}" for suffix in (".yaml", ".yml") if (path / f"data{suffix}").is_file()]
-        if not described and (path / "train").is_dir():
-            return _classification(path)
-        if not described:
-            raise DataError(f"The folder '{path}' holds neither a data.yaml nor a folder 'train': check data=...")
-        path = described[0]
+        return _classification(path)
     if not path.is_file() and (built_in := _built_in(name)):
-        return DataSet(built_in, _names(built_in, _read(built_in)))
+        return DataSet(built_in, description.classes(built_in, description.read(built_in)))
     return _detection(path)
 
 
-def _attached() -> Path:
-    found = sorted(path for suffix in ("yaml", "yml") for path in session.inputs().rglob(f"data.{suffix}"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
+def _find_attached(root: Path, classify: bool) -> Path:
+    described, classified = _search(root)
+    found, others = (classified, described) if classify else (described, classified)
+    if path := _choose(root, found):
+        return path
+    advice = "attach one with «Add input», or give data=PATH"
+    if other := next((path for path, content in others.items() if content), None):
+        advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)"
+        if classify:
+            advice = f"'{other}' is not for the task 'classify', which needs one folder per class: choose another model"
+    raise DataError(
+        f"No YOLO data set was found under '{root}': {advice}. For a trial without one: "
+        "data=shapes model=yolov8n.yaml imgsz=160."
+    )
+
+
+def _find_within(folder: Path, classify: bool) -> Path:
+    for own in (folder / "data.yaml", folder / "data.yml"):
+        if own.is_file():
+            return own
+    described, classified = _search(folder)
+    first, second = (classified, described) if classify else (described, classified)
+    if path := _choose(folder, first) or _choose(folder, second):
+        return path
+    if (folder / "train").is_dir():
+        return folder
+    raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train': check data=...")
+
+
+def _choose(root: Path, found: Found) -> Path | None:
+    """Return the one data set of those found; a broken one, to say what it lacks, where there is no other.
+
+    Raises:
+        DataError: There are several.
+    """
+    whole: dict[Hashable, Path] = {}
+    for path in sorted(found, key=lambda path: (f"'{path.parent.resolve()}/" not in repr(found[path]), path)):
+        if found[path]:
+            whole.setdefault(found[path], path)  # the one that lies with its images, not a copy of it
+    paths = sorted(whole.values()) or sorted(found)
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    if not whole:
         raise DataError(
-            f"No data.yaml was found under '{session.inputs()}': attach a YOLO data set with «Add input», or give "
-            "data=PATH. For a trial without one: data=shapes model=yolov8n.yaml imgsz=160."
+            f"{len(paths)} descriptions of data sets lie under '{root}', but none of them is whole, for example "
+            f"'{paths[0]}': give data=PATH for one of them, to be told what it lacks."
         )
-    raise DataError(f"Several data sets are attached, choose one with data=PATH: {', '.join(map(str, found))}.")
+    lines = [f"  data={path}" for path in paths[:LISTED]]
+    if len(paths) > LISTED:
+        lines.append(f"  … and {len(paths) - LISTED} more")
+    raise DataError("\n".join([f"{len(paths)} data sets lie under '{root}', choose one of them:", *lines]))
+
+
+def _search(root: Path) -> tuple[Found, Found]:
+    """Look below a folder for descriptions, and for folders of images by class; it goes through no images."""
+    described: Found = {}
+    classified: Found = {}
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        if "args.yaml" in files:  # what an earlier training left: a data.yaml in it is a copy
+            folders.clear()
+            continue
+        for file in files:
+            if file.lower().endswith((".yaml", ".yml")) and _describes(folder / file):
+                described[folder / file] = _content(folder / file)
+        if "train" in folders and (names := _classes(folder / "train")):
+            classified[folder] = None if {*VALIDATION}.isdisjoint(folders) else (str(folder), names)
+            folders.clear()
+        elif {"images", "labels"} <= {*folders}:
+            folders[:] = {*folders} - {"images", "labels"}
+    return described, classified
+
+
+def _describes(path: Path) -> bool:
+    """Tell a description from the many other files of its format; what is named data.yaml may be a broken one."""
+    if path.stem == "data":
+        return True
+    try:
+        if path.stat().st_size > LARGEST:
+            return False
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
+        return False
+    return isinstance(values, dict) and "train" in values and not {"names", "nc"}.isdisjoint(values)
+
+
+def _content(path: Path) -> Hashable:
+    try:
+        values, names = description.understand(path)
+    except (DataError, OSError):
+        return None
+    return tuple(str(values.get(name)) for name in ("train", "val", "kpt_shape")), names
+
+
+def _classes(train: Path) -> tuple[str, ...]:
+    """Return the classes of a folder of a classification set; none where it is something else."""
+    names = description.class_folders(train)
+    labelled = not {"images", "labels"}.isdisjoint(names)
+    return () if labelled or not any(description.has_image(train / name) for name in names) else names
 
 
 def _detection(path: Path) -> DataSet:
-    values = _read(path)
-    if "val" not in values and "validation" in values:
-        values["val"] = values.pop("validation")
-    for split in ("train", "val"):
-        if not values.get(split):
-            raise DataError(f"'{path}' has no '{split}': it must name the folders of the train and val images.")
-    names = _names(path, values)
-    roots = [path.parent] if not values.get("path") else [path.parent / str(values["path"]), path.parent]
-    for split in SPLITS:
-        if values.get(split):
-            places = values[split] if isinstance(values[split], list) else [values[split]]
-            if split == "test" and not any(_find(roots, str(place)) for place in places):
-                del values[split]  # exports name one that was never filled; training does not need it
-                continue
-            found = [str(_place(path, split, roots, str(place))) for place in places]
-            values[split] = found if isinstance(values[split], list) else found[0]
-    values.pop("download", None)
-    values["path"] = str(path.parent)
+    values, names = description.understand(path)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
     folder = storage.make_folder(session.scratch() / "datasets" / hashlib.sha256(text).hexdigest()[:12])
     storage.publish(folder / "data.yaml", lambda file: file.write(text), durable=False)
     return DataSet(folder / "data.yaml", names)
 
 
-def _place(path: Path, split: str, roots: list[Path], place: str) -> Path:
-    if found := _find(roots, place):
-        return found
-    raise DataError(f"'{path}' names '{place}' for '{split}', where there are no images (seen from '{path.parent}').")
-
-
-def _find(roots: list[Path], place: str) -> Path | None:
-    """Find a split's images: as written, and with the leading `../` that Roboflow's exports have too much."""
-    shorter = place[3:] if place.startswith("../") else place
-    for candidate in [root / text for text in (place, shorter) for root in roots]:
-        if candidate.is_file() or (candidate.is_dir() and _has_image(candidate)):
-            return candidate.resolve()
-    return None
-
-
-def _has_image(folder: Path) -> bool:
-    return any(file.suffix.lower() in IMAGES for file in folder.rglob("*"))
-
-
 def _classification(path: Path) -> DataSet:
-    names = tuple(sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir()))
+    names = description.class_folders(path / "train")
     if not names:
         raise DataError(f"'{path / 'train'}' holds no folders: a classification set has one folder per class.")
-    if not any((path / split).is_dir() for split in ("val", "validation", "valid", "test")):
+    if description.validation_folder(path) is None:
         raise DataError(f"'{path}' has no folder 'val': a classification set needs 'train' and 'val'.")
     return DataSet(path, names)
-
-
-def _names(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
-    names, count = values.get("names"), values.get("nc")
-    if names is None and isinstance(count, int):
-        names = [f"class_{number}" for number in range(count)]
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"'{path}' must list the classes as `names:`, numbered from 0, but has {names!r}.")
-    if count is not None and count != len(names):
-        raise DataError(f"'{path}' lists {len(names)} classes under `names:` and says `nc: {count}`: correct one.")
-    return tuple(map(str, names))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
-    except OSError as error:
-        raise DataError(f"The data set '{path}' cannot be read: {error.strerror}. Check data=...") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise DataError(f"'{path}' must hold `train:`, `val:` and `names:` but holds {type(values).__name__}.")
-    return values
 
 
 def _built_in(name: str) -> Path | None:
@@ -173,4 +189,4 @@ def _built_in(name: str) -> Path | None:
     if spec is None or spec.origin is None or Path(name).name != name:
         return None
     path = Path(spec.origin).parent / "cfg" / "datasets" / name
-    return path if path.is_file() and str(_read(path).get("download", "")).startswith("http") else None
+    return path if path.is_file() and str(description.read(path).get("download", "")).startswith("http") else None

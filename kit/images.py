@@ -92,7 +92,9 @@ class ImageCache:
         return (type(None), ())
 
 
-def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -> tuple[ImageCache | None, bool]:
+def cache_for(
+    files: Sequence[str], slot_bytes: int, ring: int, words: object, on_disk: bool = False
+) -> tuple[ImageCache | None, bool]:
     """Make the cache for a data set.
 
     Args:
@@ -100,6 +102,7 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
         slot_bytes: Size of the largest image when decoded and resized.
         ring: Images that samples made at the same time draw from: with so many slots, none is taken from under another.
         words: What else decides on the decoded pixels.
+        on_disk: The user wants them on the disk, whether or not they would fit into memory.
 
     Returns:
         The cache, or None, and whether it has a slot for every image (else image n of the order has slot n modulo
@@ -113,7 +116,7 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
         if other.name != name:
             other.unlink(missing_ok=True)  # one set at a time: that bounds the folder
     room = storage.DISK.free(folder) + ((folder / name).stat().st_blocks * 512 if (folder / name).exists() else 0)
-    if len(files) * slot_bytes <= SHARE * min(room, memory):
+    if len(files) * slot_bytes <= SHARE * (room if on_disk else min(room, memory)):
         try:
             return ImageCache(len(files), slot_bytes, folder / name), True
         except OSError:

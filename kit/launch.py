@@ -67,7 +67,7 @@ def run(
         InputError: Something given cannot be used; nothing was started or written.
     """
     config = config_module.load(path, words)
-    data.resolve(str(config.get("data")))
+    data.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
     folder = config.run_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kit import data, session
+from kit import config, data, description, session
 from kit.errors import DataError
 
 NAMES = {0: "cat", 1: "dog"}
@@ -80,7 +81,9 @@ def test_absolute_path_that_exists_is_taken(place: Path) -> None:
     assert resolved(path)["val"] == str(place / "input/images-only/images/val")
 
 
-@pytest.mark.parametrize("elsewhere", ["/home/somebody/set", "../datasets/set", "set"])
+@pytest.mark.parametrize(
+    "elsewhere", ["/content/datasets/set", "../datasets/set", "set", r"C:\Users\somebody\set", "C:/set"]
+)
 def test_path_of_another_machine_is_replaced_by_the_files_folder(place: Path, elsewhere: str) -> None:
     """A description that was made elsewhere says where the images were; they lie beside it now."""
     path = make(place / "input/set", path=elsewhere, train="images/train", val="images/val")
@@ -101,6 +104,27 @@ def test_roboflows_leading_dots_are_seen_through(place: Path) -> None:
     assert values["train"] == str(place / "input/set/train/images")
     assert values["val"] == str(place / "input/set/valid/images")
     assert values["test"] == str(place / "input/set/test/images")
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        "/content/datasets/set/train/images",
+        r"C:\Users\somebody\set\train\images",
+        r"train\images",
+        "../datasets/set/train/images",
+        "set/train/images",
+        "../../train/images",
+    ],
+)
+@pytest.mark.parametrize("values", [{}, {"path": "/content/datasets/set"}, {"path": r"C:\Users\somebody\set"}])
+def test_images_of_another_machines_path_are_found_by_its_end(place: Path, train: str, values: dict[str, Any]) -> None:
+    """What of the path lies beside the description is taken, and as much of it as there is."""
+    path = make(
+        place / "input/set", images="{}/images", splits="train valid", train=train, val="valid/images", **values
+    )
+    assert resolved(path)["train"] == str(place / "input/set/train/images")
+    assert resolved(path)["val"] == str(place / "input/set/valid/images")
 
 
 def test_leading_dots_that_are_right_are_kept(place: Path) -> None:
@@ -235,6 +259,12 @@ def test_file_that_is_no_description_is_refused(place: Path, text: str) -> None:
     assert str(path) in refused(path)
 
 
+def test_date_that_is_none_is_no_description(place: Path) -> None:
+    """YAML reads dates, and gives up on a wrong one in its own way."""
+    (place / "input/data.yaml").write_text("made: 2024-13-45\n")
+    assert "is not YAML" in refused(place / "input/data.yaml")
+
+
 def test_missing_file_is_refused(place: Path) -> None:
     """The path is in the message, with the setting to check."""
     message = refused(place / "none.yaml")
@@ -257,26 +287,174 @@ def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path)
 # --- auto
 
 
-def test_only_attached_data_set_is_found(place: Path) -> None:
-    """However deep Kaggle put it."""
-    make(place / "input/datasets/somebody/set/v1", train="images/train", val="images/val")
+def yolo(folder: Path, name: str = "data.yaml", **values: Any) -> Path:
+    """Make a data set whose description has a name of its own."""
+    path = make(folder, **{"train": "images/train", "val": "images/val", **values})
+    return path.rename(path.with_name(name))
+
+
+@pytest.mark.parametrize("layout", ["my-set", "datasets/somebody/my-set", "my-set/v1/export/my-set", "images"])
+@pytest.mark.parametrize("name", ["data.yaml", "data.yml", "my-set.yaml", "Pets.YML"])
+def test_only_attached_data_set_is_found(place: Path, layout: str, name: str) -> None:
+    """In both of Kaggle's layouts, at whatever depth, and whatever the name of its description."""
+    yolo(place / "input" / layout, name)
     assert data.resolve("auto").names == ("cat", "dog")
+
+
+def test_data_set_without_names_is_found_by_its_number_of_classes(place: Path) -> None:
+    """`nc: 2` is enough for Ultralytics."""
+    yolo(place / "input/set", "pets.yaml", names=None, nc=2)
+    assert data.resolve("auto").names == ("class_0", "class_1")
 
 
 def test_nothing_attached_is_refused_with_what_to_do(place: Path) -> None:
     """The message says how to attach one and how to try without."""
     message = refused("auto")
+    assert "No YOLO data set was found under" in message
     assert "Add input" in message
     assert "data=shapes" in message
 
 
+def several(*paths: Path, classify: bool = False) -> None:
+    """Resolve `auto`, which must list these data sets, one per line."""
+    with pytest.raises(DataError) as caught:
+        data.resolve("auto", classify)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{len(paths)} data sets lie under '{session.inputs()}', choose one of them:"
+    assert lines == [f"  data={path}" for path in sorted(paths)]
+
+
 def test_several_attached_data_sets_are_listed(place: Path) -> None:
-    """The kit does not guess which one is meant."""
-    for name in ("one", "other"):
-        make(place / "input" / name, train="images/train", val="images/val")
+    """The kit does not guess which one is meant: each line is the setting that chooses it."""
+    several(*(yolo(place / "input" / name) for name in ("one", "datasets/somebody/other")))
+
+
+def test_two_descriptions_of_one_folder_are_two_data_sets(place: Path) -> None:
+    """The same images with other classes, or with key points."""
+    path = yolo(place / "input/set")
+    other = path.with_name("other.yaml")
+    other.write_text(path.read_text().replace("dog", "horse"))
+    points = path.with_name("points.yaml")
+    points.write_text(path.read_text() + "kpt_shape: [17, 3]\n")
+    several(path, other, points)
+
+
+def test_long_list_of_data_sets_is_cut(place: Path) -> None:
+    """With how many more there are."""
+    for number in range(data.LISTED + 3):
+        yolo(place / f"input/{number:02d}")
+    with pytest.raises(DataError) as caught:
+        data.resolve("auto")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + data.LISTED + 1
+    assert lines[-1] == "  … and 3 more"
+
+
+def test_end_of_a_path_is_not_looked_for_outside_the_data_set(place: Path) -> None:
+    """`../../train/images` may be another data set's, one folder up."""
+    make(place / "input", images="{}/images")
+    path = make(place / "input/set", images="{}/images", train="../../train/images", val="val/images")
+    assert resolved(path)["train"] == str(place / "input/set/train/images")
+
+
+@pytest.mark.parametrize("name", ["notebooks/me/run/runs/train", "earlier", "a"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_run_folder_is_no_data_set(place: Path, name: str, alone: bool) -> None:
+    """An earlier notebook's output, attached to go on from: args.yaml tells it, and its data.yaml is only a copy."""
+    found = place / "elsewhere/set/data.yaml" if alone else place / "input/z/set/data.yaml"
+    yolo(found.parent)
+    run = place / "input" / name
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "args.yaml").write_text("task: detect\ndata: data.yaml\nval: true\nnames: [cat, dog]\ntrain: x\n")
+    (run / "data.yaml").write_text(data.resolve(str(found)).path.read_text())
+    (run / "train_batch0.jpg").write_bytes(b"a picture")
+    if alone:
+        assert "No YOLO data set was found" in refused("auto")
+    else:
+        assert resolved(found) == yaml.safe_load(data.resolve("auto").path.read_text())
+
+
+def test_copy_of_a_description_is_no_second_data_set(place: Path) -> None:
+    """A notebook writes one with absolute paths because the input is read-only; the one with its images is taken."""
+    path = yolo(place / "input/z/set", flip_idx=[0])
+    copy = place / "input/notebooks/me/run/data.yaml"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(path.read_text().replace("flip_idx", "other") + f"path: {path.parent}\n")
+    assert "flip_idx" in yaml.safe_load(data.resolve("auto").path.read_text())
+
+
+def test_clone_of_a_repository_is_no_data_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs and model descriptions are YAML too; and what describes a data set has its images elsewhere."""
+    path = yolo(place / "input/z/set")
+    clone = place / "input/clone"
+    for folder in ("configs", "notebooks"):
+        shutil.copytree(session.REPOSITORY / folder, clone / folder)
+    (clone / "coco.yaml").write_text("path: coco\ntrain: images/train2017\nval: images/val2017\nnames: [person]\n")
+    (clone / "model.yaml").write_text("nc: 80\nbackbone: []\n")
+    (clone / "broken.yaml").write_text("train: [names\n")
+    (clone / "date.yaml").write_text("train: names\nmade: 2024-13-45\n")
+    (clone / "deep.yaml").write_text("train: x\nnames: " + "[" * 1500)
+    shutil.copytree(clone, place / "scratch/only/clone")
+    labels = path.with_name("annotations.yaml")
+    labels.write_text(path.read_text().replace("dog", "horse") + "#" * data.LARGEST)
+    assert resolved(path) == yaml.safe_load(data.resolve("auto").path.read_text())
+    monkeypatch.setenv("KIT_INPUT", str(place / "scratch/only"))
+    (place / "scratch/only/clone/coco.yaml").unlink()
+    assert "No YOLO data set was found" in refused("auto")
+
+
+def test_lone_broken_description_says_what_it_lacks(place: Path) -> None:
+    """Rather than that there is none."""
+    path = yolo(place / "input/set", train="images/none")
+    assert f"'{path}' names 'images/none' for 'train', where there are no images" in refused("auto")
+    path.write_text("train: [")
+    assert f"'{path}' is not YAML" in refused("auto")
+
+
+def test_broken_description_beside_a_whole_one_is_passed_over(place: Path) -> None:
+    """There is only one that can be meant."""
+    yolo(place / "input/a", train="images/none")
+    yolo(place / "input/b", names={0: "horse"})
+    assert data.resolve("auto").names == ("horse",)
+
+
+def test_several_broken_descriptions_are_told_from_none(place: Path) -> None:
+    """The message says how to hear what is wrong with one."""
+    for name in "ab":
+        yolo(place / "input" / name, train="images/none")
     message = refused("auto")
-    assert str(place / "input/one/data.yaml") in message
-    assert str(place / "input/other/data.yaml") in message
+    assert "2 descriptions of data sets lie under" in message
+    assert "none of them is whole" in message
+    assert "give data=PATH" in message
+
+
+def test_search_does_not_go_through_the_images(place: Path) -> None:
+    """A description that lies among them is not looked for: 100,000 images would have to be listed."""
+    yolo(place / "input/set")
+    (place / "input/set/labels").mkdir()
+    yolo(place / "input/set/images/train")
+    assert data.resolve("auto").names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["pets.yaml", "v1/data.yaml"])
+def test_folder_above_a_description_is_a_data_set(place: Path, name: str) -> None:
+    """`data=/kaggle/input/my-data`, whatever it holds, as long as it is one."""
+    path = yolo((place / "input/set" / name).parent, Path(name).name)
+    assert data.resolve(str(place / "input/set")) == data.resolve(str(path))
+
+
+def test_data_yaml_of_the_folder_itself_is_taken(place: Path) -> None:
+    """What lies deeper is not asked."""
+    path = yolo(place / "input/set")
+    yolo(place / "input/set/more", names={0: "horse"})
+    assert data.resolve(str(path.parent)).names == ("cat", "dog")
+
+
+def test_image_formats_are_those_of_ultralytics() -> None:
+    """A folder of HEIC images is no empty folder."""
+    from ultralytics.data.utils import IMG_FORMATS
+
+    assert {f".{kind}" for kind in IMG_FORMATS} == description.IMAGES
 
 
 # --- classification
@@ -314,6 +492,81 @@ def test_classification_set_without_classes_is_refused(place: Path) -> None:
 def test_folder_that_is_no_data_set_is_refused(place: Path) -> None:
     """The message says what was looked for."""
     assert "neither a data.yaml nor a folder 'train'" in refused(place / "input")
+
+
+@pytest.mark.parametrize("layout", ["pets", "datasets/somebody/pets", "pets/v1"])
+def test_attached_classification_set_is_found_for_a_classification(place: Path, layout: str) -> None:
+    """A data set for detection beside it is not meant, and the other way round."""
+    folder = classes(place / "input" / layout, "train", "val")
+    yolo(place / "input/z")
+    for name in ("train/weights", "val"):
+        (place / "input/runs" / name).mkdir(parents=True)
+    assert data.resolve("auto", classify=True) == data.DataSet(folder, ("cat", "dog"))
+    assert data.resolve("auto").path.name == "data.yaml"
+
+
+def test_folder_above_a_classification_set_is_a_data_set(place: Path) -> None:
+    """The user named it: there is nothing to guess."""
+    folder = classes(place / "input/pets/v1", "train", "val")
+    assert data.resolve(str(place / "input/pets")).path == folder
+
+
+def test_several_attached_classification_sets_are_listed(place: Path) -> None:
+    """By their folders."""
+    several(*(classes(place / "input" / name, "train", "test") for name in ("one", "two")), classify=True)
+
+
+def test_attached_set_of_the_other_kind_is_named(place: Path) -> None:
+    """With the setting that it is for."""
+    folder = classes(place / "input/pets", "train", "val")
+    message = refused("auto")
+    assert f"'{folder}' has one folder per class" in message
+    assert "task=classify" in message
+
+
+def test_attached_set_for_detection_is_named_to_a_classification(place: Path) -> None:
+    """With what is missing."""
+    path = yolo(place / "input/set")
+    with pytest.raises(DataError, match=f"'{path}' is not for the task 'classify'"):
+        data.resolve("auto", classify=True)
+
+
+def test_lone_classification_set_without_validation_says_what_it_lacks(place: Path) -> None:
+    """Rather than that there is none."""
+    classes(place / "input/pets", "train")
+    with pytest.raises(DataError, match="has no folder 'val'"):
+        data.resolve("auto", classify=True)
+
+
+def test_broken_classification_set_beside_a_whole_one_is_passed_over(place: Path) -> None:
+    """There is only one that can be meant."""
+    classes(place / "input/a", "train")
+    folder = classes(place / "input/b", "train", "valid")
+    assert data.resolve("auto", classify=True).path == folder
+
+
+def test_folders_of_images_and_labels_are_no_classes(place: Path) -> None:
+    """Roboflow's layout has `train/images` and `train/labels`."""
+    yolo(place / "input/set", images="{}/images", splits="train val", train="train/images", val="val/images")
+    (place / "input/set/train/labels").mkdir()
+    with pytest.raises(DataError, match="is not for the task 'classify'"):
+        data.resolve("auto", classify=True)
+    assert data.resolve("auto").names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model": "yolo11n-cls.pt"}, True),
+        ({"model": "best.pt", "task": "classify"}, True),
+        ({"model": "yolo11n.pt"}, False),
+        ({"model": "cls.pt", "task": "segment"}, False),
+    ],
+)
+def test_model_or_task_tells_which_kind_is_wanted(settings: dict[str, str], expected: bool, tmp_path: Path) -> None:
+    """Without opening the model."""
+    (tmp_path / "empty.yaml").write_text("{}")
+    assert config.load(tmp_path / "empty.yaml", {**settings, "data": "auto"}).classifies is expected
 
 
 # --- shapes

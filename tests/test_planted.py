@@ -213,7 +213,7 @@ def test_download_script_of_a_data_set_is_not_run(place: Path, fuse: Path, there
     assert_live(lambda: check_det_dataset(str(description)), fuse)
 
 
-@pytest.mark.parametrize("cache", [False, "ram"])
+@pytest.mark.parametrize("cache", [False, "ram", "disk"])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_planted_twin_of_an_image_is_not_read(place: Path, fuse: Path, split: str, cache: bool | str) -> None:
     """Ignored: the image is decoded, and the .npy beside it stays as it is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module, data, session, status as status_module, storage
+from kit import config as config_module, data, datacheck, session, status as status_module, storage
 from kit.config import Config
-from kit.errors import ConfigError, Stopped
+from kit.data import DataSet
+from kit.errors import ConfigError, DataError, Stopped, StorageError
 from kit.session import Limit
 from kit.status import Status, duration
 from kit.storage import Lock
@@ -47,7 +49,7 @@ def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda
         Stopped: Training was stopped; running again goes on.
     """
     quiet()
-    dataset = data.resolve(str(config.get("data")))
+    dataset = data.resolve(str(config.get("data")), config.classifies)
     identity = identify(config, dataset)
     overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
     overrides["save_dir"] = str(config.run_folder)
@@ -76,12 +78,39 @@ def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda
             status.say(f"This run is finished: {run.resumed['epoch']} epochs, best mAP {best:.4f}.")
             status.say("Raise epochs to go on, or start anew with --resume never.")
             return
+        _check(run, dataset)
         _train(run, overrides)
 
 
 def _finished(before: dict[str, Any], run: Run) -> bool:
     """Tell whether the final evaluation of this run was done already."""
     return before.get("state") == "finished" and before.get("run_id") == run.run_id
+
+
+def _check(run: Run, dataset: DataSet) -> None:
+    """Look through the data set before the GPU is asked for anything, and say what is in it.
+
+    Raises:
+        DataError: It cannot be trained on.
+    """
+    config = run.config
+    status_module.tell("Looking through the data set ...")
+    report = datacheck.check(
+        dataset,
+        run.identity["task"],
+        fraction=config.get("fraction"),
+        single_cls=bool(config.get("single_cls")),
+        classes=config.get("classes"),
+        remember=session.scratch() / "checks",
+    )
+    status_module.tell(report.describe())
+    for warning in report.warnings:
+        run.status.say(f"WARNING: {warning}")
+    if report.errors:
+        raise DataError(" ".join(report.errors))
+    if dataset.path.is_file():
+        with suppress(StorageError):  # a full disk; it is there to be read by people
+            storage.copy(dataset.path, run.folder / "data.yaml")
 
 
 def _train(run: Run, overrides: dict[str, Any]) -> None:

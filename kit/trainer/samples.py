@@ -4,22 +4,26 @@ Three things of Ultralytics' are left out on purpose:
 - Mosaic takes its partners from what a worker happened to load last. Here they come from a block of the epoch's order
   around the sample, so that they depend on nothing but its position, and each image is decoded about once.
 - `close_mosaic` restarts the loader. Here a sample knows its epoch and closes by itself.
-- Label caches lie beside the data and are unpickled. Here they are made in this user's scratch, and never read from
-  anywhere else.
+- Label caches lie beside the data and are unpickled; decoded images lie there too, and a JPEG with bytes behind its end
+  is written anew in its place. Here a data set is only read: caches are made in this user's scratch, and never read
+  from anywhere else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy
-from ultralytics.data import ClassificationDataset, YOLODataset
+from ultralytics.data import ClassificationDataset, YOLODataset, utils
 from ultralytics.data.augment import Albumentations
 
 from kit import randomness, session
@@ -70,6 +74,16 @@ def cache_path(*words: str) -> Path:
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}.cache"
 
 
+@contextmanager
+def reading_only() -> Iterator[None]:
+    """Have Ultralytics' scan decode a JPEG that does not end as it should, and drop it if it is cut off; no more."""
+    write, utils._replace_image = utils._replace_image, lambda file, save: save(io.BytesIO())
+    try:
+        yield
+    finally:
+        utils._replace_image = write
+
+
 class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
     """Images with boxes, masks, keypoints or rotated boxes."""
 
@@ -82,19 +96,19 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._on_disk = kwargs.get("cache") == "disk"
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs | ({"cache": None} if self._on_disk else {}))
 
     @property
     def npy_files(self) -> list[Path]:
-        """Decoded images beside the data, which are not trusted unless the user has chosen to keep them there."""
+        """Decoded images beside the data, which may be anybody's: there are none."""
         return self._npy_files
 
     @npy_files.setter
     def npy_files(self, files: list[Path]) -> None:
-        self._npy_files = files if self._on_disk else [session.scratch() / "no.npy"] * len(files)
+        self._npy_files = [session.scratch() / "no.npy"] * len(files)
 
     def share_images(self, workers: int) -> None:
-        """Keep decoded images where all workers find them, unless the user has chosen a cache of Ultralytics'."""
+        """Keep decoded images where all workers find them, unless the user has chosen Ultralytics' cache in memory."""
         chosen, self.cache = self.cache, "ram"  # has Ultralytics keep nothing of its own from here on
         if chosen:
             return
@@ -103,7 +117,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         # The loader is at most four batches a worker ahead, and a block is at most twice as long as the first one: so
         # far, counted over the epochs' ends, are the places apart that are in use at one time.
         ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
-        self.images, self._all = cache_for(self.im_files, size, ring, (self.imgsz, self.channels, cv2.__version__))
+        words = (self.imgsz, self.channels, cv2.__version__)
+        self.images, self._all = cache_for(self.im_files, size, ring, words, self._on_disk)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         ratio = self.imgsz / max(height, width)
@@ -155,18 +170,26 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
             self._albumentations.seed = value
 
     def _load_or_scan_cache(self, path: Path, digest: str) -> tuple[dict[str, Any], bool]:
-        loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path(str(path), digest), digest)
+        with reading_only():
+            loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path(str(path), digest), digest)
         return loaded
 
 
 class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[misc]
     """Images in one folder per class."""
 
+    def __init__(self, root: str, args: Any, **kwargs: Any) -> None:
+        args = copy(args)
+        if args.cache == "disk":  # beside the images
+            args.cache = False
+        super().__init__(root, args, **kwargs)
+
     def verify_images(self) -> list[tuple[str, int]]:
         """Check the images, with the cache in scratch: Ultralytics derives its path from `root`."""
         root, self.root = self.root, str(cache_path(str(self.root)))
         try:
-            samples: list[tuple[str, int]] = super().verify_images()
+            with reading_only():
+                samples: list[tuple[str, int]] = super().verify_images()
         finally:
             self.root = root
         return samples
