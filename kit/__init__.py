@@ -2,7 +2,7 @@
 
     import kit
 
-    kit.doctor()                                    # where am I, what is there
+    kit.doctor()                                    # where am I, what would stop training
     result = kit.train(model="yolo11n.pt", data="/kaggle/input/my-data/data.yaml", epochs=100)
     kit.downloads()                                 # links to best.pt and latest.pt
 
@@ -83,11 +83,11 @@ def verify(path: str | Path) -> None:
     storage.verify(Path(path))
 
 
-def doctor() -> None:
-    """Print where this is and what it has."""
-    from kit import session
+def doctor(config: str | Path | None = None, **settings: Any) -> None:
+    """Show where this is, what it has, and what would stop training; nothing that is found is raised."""
+    from kit import report
 
-    print("\n".join(f"{name:12} {value}" for name, value in session.report().items()))
+    report.show(report.findings(config, _dotted(settings)))
 
 
 def _load(config: str | Path | None, settings: dict[str, Any]) -> Config:

@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import kit
-from kit import config as config_module, status, storage, worker
+from kit import config as config_module, report, status, storage, worker
+from kit.checks import STOP
 from kit.errors import InputError, KitError
 
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, text in (
         ("status", _status, "Say how a run is getting on."),
         ("find", _find, "List the checkpoints within reach, and which one a resume takes."),
+        ("doctor", _doctor, "Say where this is, what it has, and what would stop training."),
     ):
         added = command(name, function, text)
         added.add_argument("--config", metavar="FILE")
@@ -53,7 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     command("verify", _verify, "Compare every byte of checkpoints with their checksums.").add_argument(
         "files", nargs="+", type=Path, metavar="FILE"
     )
-    command("doctor", _doctor, "Say where this is and what it has.")
     command("notebook", _notebook, "Write notebooks/train.ipynb anew.")
     return parser
 
@@ -124,8 +125,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    kit.doctor()
-    return 0
+    found = report.findings(options.config, options.settings)
+    seen = list(found) if options.json else report.show(found)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in seen], indent=1))
+    return InputError.exit_code if any(finding.level == STOP for finding in seen) else 0
 
 
 def _notebook(options: argparse.Namespace) -> int:

@@ -103,7 +103,7 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
         **os.environ,
         PARENT: str(os.getpid()),
         "KIT_SESSION_START": str(session.started()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(session.REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": session.import_path(),
         "PYTHONUNBUFFERED": "1",
     }
     log = folder / LOG

@@ -157,28 +157,22 @@ class Limit:
         return math.ceil(seconds / (self._length - self._reserve)) if self.ends else None
 
 
-def gpus() -> list[str]:
-    """Return the names of the GPUs, as `nvidia-smi` gives them."""
-    if not shutil.which("nvidia-smi"):
-        return []
+def gpus(limit: float = 20.0) -> list[str]:
+    """Return the names of the GPUs, as `nvidia-smi` gives them; none where it does not answer.
+
+    Args:
+        limit: Seconds that it has.
+    """
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=True)
+        return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return []
 
 
-def report() -> dict[str, str]:
-    """Return where this is and what it has, one line each."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    limit = deadline("auto")
-    return {
-        "place": f"Kaggle, {run_type()} session" if on_kaggle() else "not Kaggle",
-        "time left": f"{(limit - time.time()) / 3600:.1f} h of this session" if limit else "no limit",
-        "GPU": ", ".join(gpus()) or "none: training runs on the CPU",
-        "machine": f"{os.cpu_count()} cores, {memory:.0f} GB of memory",
-        "working": f"{working()}, {free(working()) / 1e9:.0f} GB free",
-        "scratch": f"{scratch()}, {free(scratch()) / 1e9:.0f} GB free",
-        "inputs": ", ".join(sorted(p.name for p in inputs().iterdir())) if inputs().is_dir() else "none attached",
-    }
+def import_path() -> str:
+    """Return the PYTHONPATH with which a child process finds the kit."""
+    return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 
 def prepare_environment() -> None:

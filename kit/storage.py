@@ -143,6 +143,8 @@ def reason(error: OSError) -> str:
         errno.EDQUOT: "the disk quota is used up, delete files that you do not need",
         errno.EROFS: "the folder is read-only, choose another with KIT_WORKING",
         errno.EACCES: "no permission to write there, choose another folder with KIT_WORKING",
+        errno.EEXIST: "a file is in its place, choose another folder with KIT_WORKING",
+        errno.ENOTDIR: "a file is in its place, choose another folder with KIT_WORKING",
     }
     return advice.get(error.errno or 0, error.strerror or str(error))
 

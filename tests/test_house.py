@@ -22,6 +22,7 @@ FLOORS = {
     "direct": 0,
     "storage": 1,
     "session": 1,
+    "machine": 1,
     "config": 1,
     "randomness": 1,
     "shapes": 2,
@@ -33,7 +34,10 @@ FLOORS = {
     "datacheck": 3,
     "checkpoint": 2,
     "status": 2,
+    "checks": 2,
     "discovery": 3,
+    "probe": 3,
+    "report": 3,
     "snapshot": 2,
     "writer": 3,
     "trainer": 4,
@@ -131,7 +135,9 @@ def child(script: str, **environment: str) -> str:
     return subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("name", ["kit", "kit.cli", "kit.launch", "kit.dashboard", "kit.bootstrap", "kit.notebook"])
+@pytest.mark.parametrize(
+    "name", ["kit", "kit.cli", "kit.launch", "kit.dashboard", "kit.bootstrap", "kit.notebook", "kit.report"]
+)
 def test_import_in_the_notebooks_kernel_stays_cheap(name: str) -> None:
     """The kernel never imports torch, and what draws the dashboard is imported when it is drawn."""
     loaded = child(f"import sys, {name}; print(*sys.modules)").split()

@@ -19,7 +19,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module, data, datacheck, session, status as status_module, storage
+from kit import config as config_module, data, datacheck, probe, session, status as status_module, storage
 from kit.config import Config
 from kit.data import DataSet
 from kit.errors import ConfigError, DataError, Stopped, StorageError
@@ -35,13 +35,19 @@ TRAINERS: dict[str, type] = {
 }
 
 
-def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda: "") -> None:
+def train(
+    config: Config,
+    resume: str = "auto",
+    stop: Callable[[], str] = lambda: "",
+    check: Callable[[Any], None] = probe.check,
+) -> None:
     """Train a run to its end, from where its newest good checkpoint stands.
 
     Args:
         config: The settings.
         resume: `auto` finds the checkpoint, `never` starts anew, anything else is the path of one.
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
+        check: Raises where the device cannot be trained on.
 
     Raises:
         InputError: Something given cannot be used; nothing was written.
@@ -58,9 +64,11 @@ def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda
         device = parse_device(config.get("device"))
         if "," in device:
             raise ValueError(f"several devices ({device}) are not supported yet: give one, device=0")
-        select_device(device, verbose=False)
+        chosen = select_device(device, verbose=False)
     except (ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
+        check(chosen)
 
     folder = config.run_folder
     if resume == "never":
