@@ -63,7 +63,7 @@ def get_kit(repo, ref):
     attached = Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("kit/bootstrap.py")
     copies = sorted(clones.glob("*/kit/bootstrap.py"), key=os.path.getmtime) or sorted(attached)
     if not copies or "REF" in reason:
-        raise SystemExit(f"{trouble}: {reason}.")
+        raise SystemExit(f"{trouble}: {reason}.\n" + re.sub("//[^ ]*@", "//", git.stderr))
     print(f"{trouble}: the copy in {copies[-1].parents[1]} is used")
     return copies[-1].parents[1]
 
