@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module, report, status, storage, worker
+from kit import backup, config as config_module, report, status, storage, worker
 from kit.checks import STOP
 from kit.errors import InputError, KitError
 
@@ -61,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     if worker.is_worker():
-        return worker.main(config_module.load(options.config, options.settings), options.resume)
+        main = backup.main if backup.TASK in os.environ else worker.main
+        return main(config_module.load(options.config, options.settings), options.resume)
     from kit import launch
 
     def follow(text: str, config: object) -> None:
@@ -98,7 +100,8 @@ def _find(options: argparse.Namespace) -> int:
         verdicts = discovery.judge(config, identify(config, data.resolve(str(config.get("data")), config.classifies)))
     except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
         print(f"warning: {error}", file=sys.stderr)
-        verdicts = [discovery.Verdict(found, reason=found.problem) for found in discovery.scan(config.run_folder)]
+        scanned = discovery.scan(config.run_folder, config.restored_folder)
+        verdicts = [discovery.Verdict(found, reason=found.problem) for found in scanned]
     if options.json:
         print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib.util
 import json
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -45,6 +47,7 @@ class KitSettings:
     max_lost_s: float = 30.0
     max_cost_percent: float = 1.0
     session_hours: float | str = "auto"
+    backup: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Config:
     def classifies(self) -> bool:
         """Tell whether the run is a classification, as far as settings and the model's name say so."""
         return self.get("task") == "classify" or Path(str(self.get("model"))).stem.endswith("-cls")
+
+    @property
+    def restored_folder(self) -> Path | None:
+        """Where the launcher puts what it fetched from the backup of this run; None where there is none."""
+        if self.kit.backup is None:
+            return None
+        name = hashlib.sha256(f"{self.kit.backup} {self.run_folder}".encode()).hexdigest()[:16]
+        return session.scratch() / "backups" / name
 
     def get(self, name: str) -> Any:
         """Return a training setting or its default."""
@@ -239,6 +250,34 @@ def _check_own(name: str, value: Any) -> None:
             or ".." in Path(value).parts
         ):
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
+    elif name == "backup":
+        _check_address(value)
     elif not positive and not (name == "session_hours" and value == "auto"):
         wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"
         raise ConfigError(f"The setting 'kit.{name}' must be {wanted} but got {value!r}.")
+
+
+_TOKEN = re.compile(r"(hf_|KGAT_|AKIA|ghp_)\w{16,}")  # how Hugging Face's, Kaggle's, Amazon's and GitHub's begin
+_ADDRESS = re.compile(
+    r"kaggle://[\w-]+/[\w-]+|hf://[\w.-]+/[\w.-][\w./-]*|file:///.+|(?!kaggle:|hf:|file:)[a-z][a-z0-9+-]*://.+"
+)
+
+
+def _check_address(value: Any) -> None:
+    """Refuse an address that holds a secret, without printing it: settings are saved in checkpoints and shown."""
+    try:
+        secret = isinstance(value, str) and (
+            urlsplit(value).password is not None or "?" in value or _TOKEN.search(value) is not None
+        )
+    except ValueError:
+        secret = True  # nothing that urlsplit cannot read is an address, and it may hold anything
+    if secret:
+        raise ConfigError(
+            "The setting 'kit.backup' seems to hold a password, a key or a token: give the address alone, and keep the "
+            "rest in Kaggle's secrets or the environment (README, «Backup»)."
+        )
+    if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
+        raise ConfigError(
+            "The setting 'kit.backup' must be an address, kaggle://owner/slug, hf://owner/repo, s3://bucket/path or "
+            f"file:///folder for example, or empty for none, but got {value!r}."
+        )

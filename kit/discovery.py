@@ -64,13 +64,14 @@ class Verdict:
         return {**self.candidate.to_dict(), "taken": self.taken, "reason": self.reason}
 
 
-def scan(run_folder: Path) -> list[Candidate]:
+def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
     """Open every checkpoint within reach, the one with the most steps first; the good ones are still to be verified.
 
     Args:
         run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
+        restored: Where a backup was fetched to.
     """
-    opened = [look(path, verify=False) for path in _places(run_folder)]
+    opened = [look(path, verify=False) for path in _places(run_folder, restored)]
     candidates = [look(found.path) if found.problem else found for found in opened]  # which says what is damaged
     return sorted(
         candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True
@@ -107,7 +108,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
     Raises:
         MismatchError: The run folder holds another run.
     """
-    candidates, folder = scan(config.run_folder), config.run_folder / "checkpoints"
+    candidates, folder = scan(config.run_folder, config.restored_folder), config.run_folder / "checkpoints"
     problems = {found.path: found.problem for found in candidates if found.problem}
 
     def good(found: Candidate) -> bool:
@@ -162,7 +163,7 @@ def _short(value: Any) -> str:
     return f"'{text}'" if len(text) < 60 else f"'{text[:57]}...'"
 
 
-def _places(run_folder: Path) -> Iterator[Path]:
+def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
     """Yield the run's own checkpoints, then what was uploaded: its name may have got a number from the browser."""
     for name in (LATEST, PREVIOUS):
         if (run_folder / "checkpoints" / name).exists():
@@ -172,3 +173,5 @@ def _places(run_folder: Path) -> Iterator[Path]:
         yield from sorted(session.working().glob(pattern))
         if session.inputs().is_dir():
             yield from sorted(session.inputs().rglob(pattern))
+    if restored is not None and (restored / LATEST).exists():
+        yield restored / LATEST

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kit import config as config_module, data, session, status, storage
+from kit import backup, config as config_module, data, session, status, storage
 from kit.config import Config
 from kit.errors import CheckpointError
 from kit.worker import PARENT
@@ -74,9 +74,6 @@ def run(
     new = not folder.exists()
     storage.make_folder(folder)
     storage.make_room(folder, 0)  # the log lies there too
-    if resume == "never" and (old := storage.set_run_aside(folder)):
-        follow(f"The old run was moved to {old}\n", config)
-        storage.make_folder(folder)
     command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
     if path is not None:
         command += ["--config", str(path)]
@@ -86,7 +83,12 @@ def run(
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    code = _watch(command, folder, tell)
+    code = _watch(command, config, tell, backup.FETCH) if config.kit.backup else 0
+    if code == 0:
+        if resume == "never" and (old := storage.set_run_aside(folder)):
+            follow(f"The old run was moved to {old}\n", config)
+            storage.make_folder(folder)
+        code = _watch(command, config, tell)
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
     if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
         shutil.rmtree(folder)  # it was made above and holds nothing but this failure
@@ -98,7 +100,7 @@ def _error(lines: list[str]) -> str:
     return said[-1] if said else "\n".join(lines[-15:])
 
 
-def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> int:
+def _start(command: list[str], output: BinaryIO, task: str) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         PARENT: str(os.getpid()),
@@ -106,24 +108,42 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
         "PYTHONPATH": session.import_path(),
         "PYTHONUNBUFFERED": "1",
     }
-    log = folder / LOG
+    if task:
+        environment[backup.TASK] = task
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+    )
+
+
+def _watch(command: list[str], config: Config, follow: Callable[[str], None], task: str = "") -> int:
+    """Start a process and wait for its end; beside the one that trains, another keeps backups."""
+    log = config.run_folder / LOG
     with open(log, "ab") as output, open(log, "rb") as tail, _forwarding() as asked:
         tail.seek(0, os.SEEK_END)
-        child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
-        )
+        child, keeper = _start(command, output, task), None
         sent, decode = 0, codecs.getincrementaldecoder("utf-8")("replace").decode
         try:
+            if config.kit.backup and not task:
+                keeper = _start(command, output, backup.KEEP)
             while child.poll() is None:
                 follow(decode(tail.read()))
                 if len(asked) > sent:
                     sent = len(asked)
                     child.send_signal(signal.SIGTERM)
                 time.sleep(POLL_S)
+            if keeper is not None:
+                _finish(keeper, config, asked, lambda: follow(decode(tail.read())))
+                if keeper.poll() is None:
+                    follow(f"WARNING: The last backup was cut off. {backup.report(config.run_folder)}\n")
         except BaseException:
             child.terminate()  # a failing follower must not leave training behind
             child.wait()
             raise
+        finally:
+            if keeper is not None:
+                keeper.kill()
+                keeper.wait()
+                backup.sweep(config.run_folder)
         follow(decode(tail.read()))
         if child.returncode < 0:
             name = signal.Signals(-child.returncode).name
@@ -133,6 +153,15 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
                 output.flush()
             follow(text)
     return child.returncode if child.returncode >= 0 else 1
+
+
+def _finish(keeper: subprocess.Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:
+    """Wait for the last backup, for some minutes and until a stop is asked for once more."""
+    give_up, so_far = time.monotonic() + backup.time_left(config), len(asked)
+    keeper.terminate()
+    while keeper.poll() is None and time.monotonic() < give_up and len(asked) == so_far:
+        show()
+        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from kit.errors import ConfigError, StorageError
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUOTA = 20 * 10**9  # bytes of the working folder that Kaggle keeps
 MARGIN_S = 120.0  # seconds kept for the notebook's last cells, beside three times the slowest step and save
+BACKUP_S = 120.0  # seconds kept for the last backup, where there is one
 LARGEST_RESERVE = 0.1  # share of the session that stopping early may cost
 HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
 
@@ -128,16 +129,18 @@ class Limit:
 
     Args:
         hours: Length of the session in hours, or 'auto'.
+        backup: The last checkpoint has to be uploaded too.
 
     Attributes:
         ends: When the session ends, in Unix seconds, or None.
     """
 
-    def __init__(self, hours: float | str = "auto") -> None:
+    def __init__(self, hours: float | str = "auto", backup: bool = False) -> None:
         self.ends = deadline(hours)
         self._length = self.ends - started() if self.ends else math.inf
         self._end = time.monotonic() + self.ends - time.time() if self.ends else math.inf  # nobody sets this clock back
-        self._slowest, self._asked, self._reserve = 0.0, 0.0, MARGIN_S
+        self._margin = MARGIN_S + (BACKUP_S if backup else 0)
+        self._slowest, self._asked, self._reserve = 0.0, 0.0, self._margin
 
     def near(self, save_s: float = 0.0) -> bool:
         """Tell whether to stop now; asked after every step, it measures how long one takes.
@@ -149,7 +152,7 @@ class Limit:
         if self._asked:
             self._slowest = max(self._slowest, now - self._asked)
         self._asked = now
-        self._reserve = min(3 * (self._slowest + save_s) + MARGIN_S, LARGEST_RESERVE * self._length)
+        self._reserve = min(3 * (self._slowest + save_s) + self._margin, LARGEST_RESERVE * self._length)
         return now + self._reserve >= self._end
 
     def sessions(self, seconds: float) -> int | None:

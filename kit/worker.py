@@ -45,7 +45,7 @@ def main(config: Config, resume: str) -> int:
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.on_signal)
-    _tie_to_parent()
+    tie_to_parent()
     try:
         from kit import trainer
 
@@ -60,7 +60,7 @@ def main(config: Config, resume: str) -> int:
     return 0
 
 
-def _tie_to_parent() -> None:
+def tie_to_parent() -> None:
     """Have the kernel send SIGTERM when the launcher dies, so that no orphan holds a GPU.
 
     prctl(2), PR_SET_PDEATHSIG = 1. The launcher may have died before this call: then it is too late for the signal.

@@ -251,6 +251,75 @@ def test_hours_of_a_session_are_a_number_or_auto(load: Load, word: str) -> None:
     assert load(BASE, word).kit.session_hours == config.parse_word(word)[1]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "kaggle://me/my-run",
+        "hf://me/my-run",
+        "hf://datasets/me/my.run/folder",
+        "s3://bucket/path",
+        "gs://bucket",
+        "file:///folder",
+        "sftp://me@host/folder",
+        "abfs://container@account.dfs.core.windows.net/path",
+        "null",
+        "",
+    ],
+)
+def test_address_of_a_backup_is_accepted(load: Load, address: str) -> None:
+    """A Kaggle data set, a Hugging Face repository, whatever fsspec knows, or none."""
+    assert load(BASE, f"kit.backup={address}").kit.backup == (address if "://" in address else None)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/folder",
+        "file://folder",
+        "bucket/path",
+        "kaggle://me",
+        "kaggle://me/a/b",
+        "hf://me",
+        "s3://",
+        "3",
+        "[1]",
+        "true",
+    ],
+)
+def test_what_is_no_address_of_a_backup_is_refused_with_examples(load: Load, address: str) -> None:
+    """A path needs its scheme, a data set and a repository both parts of their name."""
+    message = refused(load, f"kit.backup={address}")
+    assert "kaggle://owner/slug, hf://owner/repo, s3://bucket/path or file:///folder" in message
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://user:SECRETSECRETSECRET12@bucket/path",
+        "kaggle://me:SECRETSECRETSECRET12@me/run",
+        "https://host/path?token=SECRETSECRETSECRET12",
+        "https://host/?SECRETSECRETSECRET12",
+        "hf://hf_SECRETSECRETSECRET12/repo",
+        "s3://AKIASECRETSECRETSECRET12@bucket",
+        "s3://[SECRETSECRETSECRET12/bucket",
+    ],
+)
+def test_address_that_holds_a_secret_is_refused_without_showing_it(load: Load, address: str) -> None:
+    """Settings are saved in checkpoints: the token's place is in Kaggle's secrets or the environment."""
+    message = refused(load, f"kit.backup='{address}'")
+    assert "keep the rest in Kaggle's secrets or the environment" in message
+    assert "SECRET" not in message
+
+
+def test_folder_of_what_was_fetched_depends_on_the_run_and_the_address(place: Path, load: Load) -> None:
+    """Two runs with one store, and one run with two, do not find each other's."""
+    words = [(), ("kit.run=runs/b",), ("kit.backup=s3://other",)]
+    folders = {load(BASE, "kit.backup=s3://bucket", *more).restored_folder for more in words}
+    assert len(folders) == 3
+    assert all(folder and folder.is_relative_to(session.scratch()) for folder in folders)
+    assert load(BASE).restored_folder is None
+
+
 @pytest.mark.parametrize("text", ["data: b.yaml\n", "model: a.yaml\n", "model:\ndata: b.yaml\n"])
 def test_model_and_data_must_be_given(load: Load, text: str) -> None:
     """There is no default to train; the message says which is missing."""

@@ -42,6 +42,7 @@ FLOORS = {
     "writer": 3,
     "trainer": 4,
     "dashboard": 4,
+    "backup": 5,
     "launch": 5,
     "worker": 5,
     "cli": 6,

@@ -78,7 +78,7 @@ def train(
         storage.sweep(folder)
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
-        limit = session.Limit(config.kit.session_hours)
+        limit = session.Limit(config.kit.session_hours, bool(config.kit.backup))
         run = Run(config, folder, identity, status, stop, choose(config, resume, identity, status), limit)
         if run.resumed and complete(config, run.resumed) and _finished(before, run):
             status.values = before

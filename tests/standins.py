@@ -1,0 +1,183 @@
+"""Stand-ins on loopback for the servers that real clients talk to: just enough of Kaggle's and Hugging Face's APIs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class StandIn:
+    """A server on loopback; a subclass says in `answer` what it answers.
+
+    Args:
+        token: The only one that is let in.
+        port: 0 takes a free one.
+
+    Attributes:
+        asked: Every request so far, as `METHOD path`.
+    """
+
+    def __init__(self, token: str, port: int = 0) -> None:
+        self.token, self.asked = token, list[str]()
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                with outer.lock:
+                    outer.asked.append(f"{self.command} {self.path}")
+                    known = self.headers.get("Authorization") in (f"Bearer {outer.token}", None)
+                    status, headers, content = outer.answer(self.path, body) if known else (401, {}, b"")
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815  # the names that the base class calls
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://localhost:{self.server.server_port}"
+
+    def answer(self, path: str, body: bytes) -> Answer:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def said(values: Any, status: int = 200, **headers: str) -> Answer:
+    """Answer with JSON."""
+    return status, {"Content-Type": "application/json", **headers}, json.dumps(values).encode()
+
+
+class Kaggle(StandIn):
+    """Kaggle's data sets, on the port that its client knows as TEST.
+
+    Attributes:
+        versions: Of the one data set, oldest first: name -> bytes.
+        private: Whether it was asked for as a private one.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__(token, 7777)
+        self.versions: list[dict[str, bytes]] = []
+        self.blobs: dict[str, tuple[str, bytes]] = {}
+        self.private = False
+
+    def answer(self, path: str, body: bytes) -> Answer:
+        if path.startswith("/blob/"):
+            name, _ = self.blobs[path]
+            self.blobs[path] = name, body
+            return said({})
+        values, call = json.loads(body), path.rpartition("/")[2]
+        if call == "StartBlobUpload":
+            place = f"/blob/{len(self.blobs)}"
+            self.blobs[place] = values["name"], b""
+            return said({"token": place, "createUrl": f"{self.url}{place}"})
+        if call in ("CreateDataset", "CreateDatasetVersion"):
+            if call == "CreateDataset" and self.versions:
+                return said({"error": "The data set exists.", "errorCode": 409})
+            self.private |= values.get("isPrivate", False)
+            files = values.get("body", values)["files"]
+            self.versions.append(dict(self.blobs[file["token"]] for file in files))
+            return said({})
+        if not self.versions:
+            return said({"code": 404, "message": "Not found"}, 404)
+        if call == "GetDataset":
+            return said({"currentVersionNumber": len(self.versions)})
+        content = self.versions[values["datasetVersionNumber"] - 1].get(values["fileName"])
+        return said({"code": 404, "message": "Not found"}, 404) if content is None else (200, {}, content)
+
+
+class Hub(StandIn):
+    """Hugging Face repositories without the large file storage: every file is committed as it is.
+
+    Attributes:
+        files: Of the one repository: path -> bytes; None before it was made.
+        private: Whether it was asked for as a private one.
+        commits: Their number.
+        large: The ones that are in its large file storage: path -> object.
+        stored: What its large file storage is said to hold.
+        deleted: The storage's objects that were deleted for good.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__(token)
+        self.files: dict[str, bytes] | None = None
+        self.commits, self.private = 0, False
+        self.large: dict[str, str] = {}
+        self.stored: list[dict[str, Any]] = []
+        self.deleted: list[str] = []
+
+    def answer(self, path: str, body: bytes) -> Answer:
+        path = unquote(path.partition("?")[0])
+        if path == "/api/repos/create":
+            created, self.files = self.files is None, self.files or {}
+            asked = json.loads(body)
+            self.private = asked.get("private") is True or asked.get("visibility") == "private"
+            return said({"url": f"{self.url}/me/run"}, 200 if created else 409)
+        if self.files is None:
+            return said({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
+        if match := re.fullmatch(r"/me/run/resolve/main/(.+)", path):
+            content = self.files[match[1]]
+            headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            return 200, headers, content
+        call, _, rest = path.removeprefix("/api/models/me/run").lstrip("/").partition("/")
+        if call in ("", "revision"):
+            return said({"id": "me/run", "sha": "0" * 40, "private": True, "tags": [], "downloads": 0, "likes": 0})
+        if call == "preupload":
+            asked = json.loads(body)["files"]
+            return said({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in asked]})
+        if call == "commit":
+            return self.commit([json.loads(line) for line in body.splitlines()])
+        if call == "tree":
+            return self.tree(rest.partition("/")[2])
+        if call == "lfs-files":
+            self.deleted += json.loads(body)["deletions"]["sha"] if rest else []
+            return said(self.stored)
+        return said({"error": f"no stand-in for {path}"}, 500)
+
+    def commit(self, lines: list[dict[str, Any]]) -> Answer:
+        assert self.files is not None
+        for line in lines:
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del self.files[line["value"]["path"]]
+        self.commits += 1
+        return said({"commitUrl": f"{self.url}/me/run/commit/{self.commits}", "commitOid": "0" * 40})
+
+    def tree(self, folder: str) -> Answer:
+        assert self.files is not None
+        start = f"{folder}/" if folder else ""
+        inside = {path.removeprefix(start) for path in self.files if path.startswith(start)}
+        if not inside and folder:
+            return said({"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
+        files = [name for name in inside if "/" not in name]
+        folders = {name.partition("/")[0] for name in inside if "/" in name}
+        listed: list[dict[str, Any]] = [
+            {"type": "directory", "path": start + name, "size": 0} for name in sorted(folders)
+        ]
+        for path in sorted(start + name for name in files):
+            large = {"lfs": {"oid": self.large[path], "size": 1, "pointerSize": 1}} if path in self.large else {}
+            listed.append({"type": "file", "path": path, "size": len(self.files[path]), **large})
+        return said([{**entry, "oid": "0" * 40, "lastCommit": None} for entry in listed])

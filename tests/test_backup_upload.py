@@ -1,0 +1,287 @@
+"""What is uploaded and when, what a checkpoint says of itself, and what a crash leaves in a store."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
+from samples import save, state
+
+from kit import discovery, session
+from kit.backup.facts import read_facts
+from kit.backup.upload import Backup, report, sweep
+from kit.errors import CheckpointError
+
+ROOT = session.REPOSITORY
+
+
+@pytest.fixture
+def run(place: Path) -> Path:
+    """A run folder."""
+    return place / "working/runs/train"
+
+
+def steps(store: Shelf) -> list[int]:
+    return [manifest["step"] for manifest, _ in store.pushed]
+
+
+def test_checkpoint_and_its_best_are_uploaded_and_described(run: Path) -> None:
+    """The bytes are those of the run folder; the manifest says what they are; `backup.json` says that they are safe."""
+    store = Shelf()
+    write(run, 25, best=0.5)
+    assert Backup(run, "s3://here", store).step()
+    manifest, uploaded = store.pushed[0]
+    assert uploaded == {name: content(run, name) for name in ("latest.pt", "best.pt")}
+    assert {key: manifest[key] for key in ("run_id", "step", "epoch", "epochs", "best_map")} == {
+        "run_id": "one",
+        "step": 25,
+        "epoch": 2,
+        "epochs": 5,
+        "best_map": 0.5,
+    }
+    assert manifest["identity"] == IDENTITY
+    news = json.loads((run / "backup.json").read_text())
+    assert (news["address"], news["step"], news["epoch"], news["problem"]) == ("s3://here", 25, 2, "")
+    assert "In s3://here: latest.pt and best.pt (epoch 2/5, step 25, best mAP 0.5000" in report(run)
+
+
+def test_nothing_is_uploaded_where_nothing_is_new(run: Path) -> None:
+    """Neither before the first checkpoint nor again and again."""
+    store = Shelf()
+    keeper = Backup(run, "s3://here", store, clock=(clock := Clock()))
+    assert keeper.step()
+    write(run, 1)
+    for _ in range(3):
+        assert keeper.step()
+        clock.now += 1000
+    assert steps(store) == [1]
+
+
+def test_next_session_uploads_nothing_that_the_store_has(run: Path) -> None:
+    """A session that goes on from what was backed up starts with the same bytes under other inodes."""
+    store = Shelf()
+    write(run, 1, best=0.5)
+    Backup(run, "s3://here", store).step()
+    write(run, 1, best=0.5)
+    assert Backup(run, "s3://here", store).step()
+    assert steps(store) == [1]
+    assert "step 1" in report(run)
+
+
+def test_newest_wins_and_those_between_are_left_out(run: Path) -> None:
+    """A minute passes between two uploads, whatever is saved meanwhile; at the end there is no waiting."""
+    store, clock = Shelf(), Clock()
+    keeper = Backup(run, "s3://here", store, clock=clock)
+    for second in range(100):
+        write(run, second + 1)
+        keeper.step()
+        clock.now += 1
+    assert steps(store) == [1, 61]
+    assert keeper.step(last=True)
+    assert steps(store) == [1, 61, 100]
+
+
+def test_uploading_takes_a_tenth_of_the_time_at_most(run: Path) -> None:
+    """Where an upload takes half a minute, five pass until the next."""
+    clock = Clock()
+
+    def slow() -> None:
+        clock.now += 30
+
+    store = Shelf(during=slow)
+    keeper = Backup(run, "s3://here", store, clock=clock)
+    began = []
+    for number in range(70):
+        write(run, number + 1)
+        before, calls = clock.now, store.calls
+        keeper.step()
+        began += [before] if store.calls > calls else []
+        clock.now += 10
+    assert {round(after - before) for before, after in itertools.pairwise(began)} == {300}
+
+
+def test_failed_upload_is_said_once_and_tried_again_with_growing_pauses(run: Path) -> None:
+    """One second, two, four, … ten minutes; then it says once that it works again, and waits as before."""
+    store, clock, said = Shelf(fails=lambda call: call <= 13), Clock(), []
+    keeper = Backup(run, "s3://here", store, say=said.append, clock=clock)
+    write(run, 1)
+    tried = []
+    while not store.pushed:
+        before = store.calls
+        keeper.step()
+        tried += [clock.now] if store.calls > before else []
+        clock.now += 0.5
+    assert [round(b - a) for a, b in itertools.pairwise(tried)] == [2**n for n in range(10)] + [600] * 3
+    assert said == [
+        "WARNING: The backup to s3://here failed: the network is gone. It is tried again.",
+        "Backups to s3://here work again.",
+    ]
+
+
+def test_problem_is_in_the_news_until_it_is_over(run: Path) -> None:
+    """The dashboard shows it; what was safe before still is."""
+    store = Shelf(fails=lambda call: call == 2)
+    keeper = Backup(run, "s3://here", store)
+    for step in (1, 2):
+        write(run, step)
+        keeper.step(last=True)
+    news = json.loads((run / "backup.json").read_text())
+    assert (news["problem"], news["step"]) == ("the network is gone.", 1)
+    assert report(run).startswith("WARNING: The last backup failed: the network is gone. In s3://here: latest.pt")
+    keeper.step(last=True)
+    news = json.loads((run / "backup.json").read_text())
+    assert (news["problem"], news["step"]) == ("", 2)
+
+
+def test_file_that_is_replaced_during_its_upload_arrives_whole(run: Path) -> None:
+    """What is uploaded has a second name; it goes afterwards, and the new file is the next to be uploaded."""
+    store = Shelf(during=lambda: write(run, 2) if store.calls == 1 else None)
+    write(run, 1)
+    before = content(run, "latest.pt")
+    keeper = Backup(run, "s3://here", store)
+    keeper.step()
+    assert store.pushed[0][1]["latest.pt"] == before
+    assert list(run.glob(".backup*")) == []
+    assert not keeper.current
+    keeper.step(last=True)
+    assert steps(store) == [1, 2]
+
+
+def test_second_names_go_when_an_upload_fails(run: Path) -> None:
+    """They would keep two generations of checkpoints in what Kaggle keeps of the working folder."""
+    write(run, 1, best=0.5)
+    Backup(run, "s3://here", Shelf(fails=lambda call: True), say=lambda line: None).step()
+    assert list(run.glob(".backup*")) == []
+
+
+def test_second_names_of_a_process_that_was_killed_are_swept(run: Path) -> None:
+    """The next start finds them; those of one that is alive are left alone."""
+    for number in (os.getpid(), 2**22 + 1):  # above the largest process number
+        (run / f".backup-{number}").mkdir(parents=True)
+        (run / f".backup-{number}/latest.pt").touch()
+    sweep(run)
+    assert [path.name for path in run.glob(".backup*")] == [f".backup-{os.getpid()}"]
+
+
+def test_best_of_another_save_than_latest_is_waited_for(run: Path) -> None:
+    """The writer publishes the one and then the other; a resume takes only a pair."""
+    write(run, 1, best=0.5)
+    old = content(run, "latest.pt")
+    write(run, 2, best=0.6)
+    (run / "checkpoints/latest.pt").write_bytes(old)
+    later = "import shutil, sys, time; time.sleep(1.5); shutil.move(*sys.argv[1:])"
+    made = save(run / "next.pt", state(2, best_map=0.6, architecture=IDENTITY))
+    writer = subprocess.Popen([sys.executable, "-c", later, str(made), str(run / "checkpoints/latest.pt")])
+    store = Shelf()
+    Backup(run, "s3://here", store).step()
+    writer.wait()
+    assert (steps(store), store.pushed[0][0]["best_map"]) == ([2], 0.6)
+    assert set(store.pushed[0][1]) == {"latest.pt", "best.pt"}
+
+
+def test_best_that_never_fits_is_left_out_at_the_end(run: Path) -> None:
+    """What cannot be used does not keep what can from being safe."""
+    write(run, 1, best=0.6)
+    write(run, 2)
+    store = Shelf()
+    assert Backup(run, "s3://here", store).step(last=True)
+    assert set(store.pushed[0][1]) == {"latest.pt"}
+
+
+# --- what a checkpoint says of itself
+
+
+def test_facts_are_read_without_torch(run: Path) -> None:
+    """The process that keeps backups stays light, and agrees with what discovery reads."""
+    write(run, 25, best=0.5)
+    found = discovery.look(run / "checkpoints/latest.pt")
+    facts = read_facts(run / "checkpoints/latest.pt")
+    assert found.summary is not None
+    assert (facts["step"], facts["run_id"]) == (found.summary.global_step, found.summary.run_id)
+    assert facts["identity"] == found.identity
+    script = f"import sys; from kit.backup.facts import read_facts; read_facts({str(run / 'checkpoints/latest.pt')!r})"
+    command = [sys.executable, "-c", f"{script}; assert 'torch' not in sys.modules"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+class Planted:
+    """Runs a command when a pickle that holds it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_facts_are_read_without_executing_anything(tmp_path: Path) -> None:
+    """Code in a checkpoint is neither found nor called."""
+    path = save(tmp_path / "latest.pt", state(7, extra=Planted(tmp_path / "planted"), more=[{1: Planted}, {Planted}]))
+    assert read_facts(path)["step"] == 7
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: save(path, {"model": 1}),
+        lambda path: save(path, state(1, run_id="../../elsewhere")),
+        lambda path: save(path, state(1, run_id=1)),
+    ],
+)
+def test_what_is_no_checkpoint_has_no_facts(tmp_path: Path, damage: Any) -> None:
+    """One sentence, whatever is wrong with it."""
+    damage(tmp_path / "latest.pt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        read_facts(tmp_path / "latest.pt")
+
+
+# --- what a crash leaves
+
+
+def test_crash_at_any_point_of_an_upload_leaves_a_whole_backup(place: Path, run: Path) -> None:
+    """Every change in the store in turn is cut off in the middle: what is found is the old backup or the new one."""
+    write(run, 1, best=0.5)
+    Backup(run, "s3://here", files(place)).step()
+    old = {name: content(run, name) for name in ("latest.pt", "best.pt")}
+    write(run, 2, best=0.6)
+    new = {name: content(run, name) for name in ("latest.pt", "best.pt")}
+    found = []
+    for call in range(1, 10):
+        snapshot = {path: path.read_bytes() for path in (place / "store").rglob("*") if path.is_file()}
+        store = Tearing(f"file://{place}/store", at=call)
+        Backup(run, "s3://here", store, say=lambda line: None).step()
+        (manifest,) = files(place).manifests()
+        for name, expected in (old if manifest["step"] == 1 else new).items():
+            files(place).fetch(manifest, name, place / "fetched")
+            assert (place / "fetched").read_bytes() == expected, call
+        found.append(manifest["step"])
+        wipe(place / "store")
+        for path, data in snapshot.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        if store.calls < call:
+            break
+    assert found == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_upload_after_a_crash_leaves_nothing_of_it_behind(place: Path, run: Path) -> None:
+    """Half a file, half a manifest and the files before are gone after the next one that succeeds."""
+    write(run, 1, best=0.5)
+    Backup(run, "s3://here", files(place)).step()
+    write(run, 2, best=0.6)
+    Backup(run, "s3://here", Tearing(f"file://{place}/store", at=3), say=lambda line: None).step()
+    assert len(list((place / "store/one").iterdir())) == 6
+    write(run, 3, best=0.6)
+    Backup(run, "s3://here", files(place)).step()
+    names = sorted(path.name.partition("-")[0] for path in (place / "store/one").iterdir())
+    assert names == ["best", "latest", "manifest"]
+    assert [manifest["step"] for manifest in files(place).manifests()] == [3]
