@@ -4,7 +4,9 @@
 
     kit.doctor()                                    # where am I, what would stop training
     result = kit.train(model="yolo11n.pt", data="/kaggle/input/my-data/data.yaml", epochs=100)
+    kit.progress()                                  # how a run stands, from any notebook
     kit.downloads()                                 # links to best.pt and latest.pt
+    kit.results()                                   # how good best.pt is, with pictures
 
 Nothing here imports torch: training runs in a process of its own. And importing this imports nothing beyond the
 standard library, because `kit.bootstrap` has to run before anything is installed.
@@ -15,12 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError
+from kit.errors import InputError, KitError
 
 if TYPE_CHECKING:
     from kit.config import Config
 
-__all__ = ["KitError", "doctor", "downloads", "progress", "train", "verify"]
+__all__ = ["KitError", "doctor", "downloads", "progress", "results", "train", "verify"]
 
 
 def train(config: str | Path | None = None, resume: str = "auto", **settings: Any) -> dict[str, Any]:
@@ -38,38 +40,48 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
         KitError: Something given cannot be used, or training failed; the message says what to do.
     """
     from kit import config as settings_of, launch
-    from kit.dashboard import Dashboard
+    from kit.dashboard import Board, boxed
 
-    words = settings_of.to_words(_dotted(settings))
-    board: list[Dashboard] = []
-
-    def follow(text: str, checked: Config) -> None:
-        if not board:
-            board.append(Dashboard(checked.run_folder))
-        if text:
-            print(text, end="", flush=True)
-        board[0].update()
-
-    outcome = launch.run(config, words, resume, follow)
-    if board:
-        board[0].update(now=True)
-    if outcome.error:
-        raise KitError(outcome.error)
+    board = Board()
+    with boxed(board):
+        outcome = launch.run(config, settings_of.to_words(_dotted(settings)), resume, board.follow)
+        board.close(failed=bool(outcome.error))
+        if outcome.error:
+            raise (InputError if outcome.code == InputError.exit_code else KitError)(outcome.error)
     return outcome.status
 
 
 def progress(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Return what the run last said; empty where there is none yet."""
+    """Return what the run last said, empty where there is none yet; a notebook shows it as the dashboard."""
     from kit import status
+    from kit.dashboard import Progress, boxed
 
-    return status.read(_load(config, settings).run_folder)
+    with boxed():
+        folder = _load(config, settings).run_folder
+        return Progress(folder, status.read(folder))
 
 
 def downloads(config: str | Path | None = None, **settings: Any) -> None:
-    """Show links to `best.pt` and `latest.pt`."""
-    from kit.dashboard import downloads as show
+    """Show links to `best.pt`, `latest.pt` and the rest, with size, epoch, mAP and checksum."""
+    from kit.dashboard import boxed, show_downloads
 
-    show(_load(config, settings).run_folder)
+    with boxed():
+        show_downloads(_load(config, settings).run_folder)
+
+
+def results(config: str | Path | None = None, **settings: Any) -> None:
+    """Show how good `best.pt` is: predictions on validation images, curves, mistakes, and the mAP of each class.
+
+    It is measured once for each `best.pt`, in a process of its own, and kept in the run folder's `results`.
+
+    Raises:
+        KitError: There is no best.pt yet, or it could not be measured.
+    """
+    from kit import config as settings_of, launch
+    from kit.dashboard import boxed, show_results
+
+    with boxed():
+        show_results(lambda: launch.measure(config, settings_of.to_words(_dotted(settings))))
 
 
 def verify(path: str | Path) -> None:

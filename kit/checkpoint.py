@@ -22,6 +22,7 @@ from kit.errors import CheckpointError
 
 FORMAT = 1
 LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
+SLIM = "slim.pt"  # in the run folder: no checkpoint, and not to be found as one
 KEYS = (
     "epoch",
     "model_state_dict",

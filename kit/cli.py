@@ -1,4 +1,4 @@
-"""The command line: `python -m kit train | status | find | verify | doctor | notebook`."""
+"""The command line: `python -m kit train | status | results | find | verify | doctor | notebook`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="key=value", help="an Ultralytics setting, or kit.NAME")
     for name, function, text in (
         ("status", _status, "Say how a run is getting on."),
+        ("results", _results, "Measure the best model: pictures and results.json in the run folder's results."),
         ("find", _find, "List the checkpoints within reach, and which one a resume takes."),
         ("doctor", _doctor, "Say where this is, what it has, and what would stop training."),
     ):
@@ -86,6 +87,22 @@ def _status(options: argparse.Namespace) -> int:
         print(
             f"{folder}: {values.get('state')}, {place}/{values.get('batches', '?')}, best mAP {values.get('best_map')}"
         )
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    config = config_module.load(options.config, options.settings)
+    if worker.is_worker():
+        return worker.measure(config)
+    from kit import launch, scores
+
+    values = scores.read(launch.measure(options.config, options.settings))
+    if options.json:
+        print(json.dumps(values, indent=1))
+        return 0
+    from kit.dashboard.results import text
+
+    print(text(values))
     return 0
 
 

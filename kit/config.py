@@ -48,6 +48,7 @@ class KitSettings:
     max_cost_percent: float = 1.0
     session_hours: float | str = "auto"
     backup: str | None = None
+    remind_epochs: int = 25
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,11 @@ def _check_own(name: str, value: Any) -> None:
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
     elif name == "backup":
         _check_address(value)
+    elif name == "remind_epochs":
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(
+                f"The setting 'kit.remind_epochs' must be a number of epochs, 0 for never, but got {value!r}."
+            )
     elif not positive and not (name == "session_hours" and value == "auto"):
         wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"
         raise ConfigError(f"The setting 'kit.{name}' must be {wanted} but got {value!r}.")

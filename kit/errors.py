@@ -21,10 +21,11 @@ class KitError(Exception):
     """Base of all the kit's exceptions; `exit_code` is what `python -m kit train` returns for it."""
 
     exit_code = 1
+    shown = False  # in a notebook, as a box
 
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook, where IPython asks for the traceback's text."""
-        return [f"\x1b[31merror:\x1b[0m {self}"]
+        return ["The box above says what to do."] if self.shown else [f"\x1b[31merror:\x1b[0m {self}"]
 
 
 class InputError(KitError):

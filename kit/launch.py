@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kit import backup, config as config_module, data, session, status, storage
+from kit import backup, config as config_module, data, scores, session, status, storage
 from kit.config import Config
-from kit.errors import CheckpointError
+from kit.errors import CheckpointError, KitError, Stopped
 from kit.worker import PARENT
 
 LOG = "train.log"
 POLL_S = 0.1
+LAST_S = 20.0  # seconds of the session that are left to what follows a measurement
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
 
 
@@ -100,16 +101,51 @@ def _error(lines: list[str]) -> str:
     return said[-1] if said else "\n".join(lines[-15:])
 
 
-def _start(command: list[str], output: BinaryIO, task: str) -> subprocess.Popen[bytes]:
-    environment = {
+def measure(path: str | Path | None, words: Sequence[str]) -> Path:
+    """Have the best model of a run measured in a process of its own, unless it was; return the run folder.
+
+    Args:
+        path: Of the config file.
+        words: Settings as `key=value`.
+
+    Raises:
+        CheckpointError: There is no best.pt yet.
+        Stopped: The user stopped it, or the session is about to end.
+        KitError: The process failed.
+    """
+    config = config_module.load(path, words)
+    folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
+    best = folder / "checkpoints" / "best.pt"
+    if not best.exists():
+        raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
+    if not scores.current(folder):
+        command = [sys.executable, "-m", "kit", "results", *words, *(["--config", str(path)] if path else [])]
+        left = None if ends is None else max(ends - time.time() - LAST_S, 0)
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        try:
+            done = subprocess.run(command, env=_environment(), timeout=left, **pipes, check=False)
+        except KeyboardInterrupt:
+            raise Stopped("Measuring the best model was stopped: run again to have it measured.") from None
+        except subprocess.TimeoutExpired:
+            raise Stopped("There is no time left in this session to measure the best model: run again.") from None
+        if done.returncode:
+            raise KitError(_error((done.stdout + done.stderr).splitlines()))
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a child: it knows its parent, the session's start and where the kit is."""
+    return {
         **os.environ,
         PARENT: str(os.getpid()),
         "KIT_SESSION_START": str(session.started()),
         "PYTHONPATH": session.import_path(),
         "PYTHONUNBUFFERED": "1",
     }
-    if task:
-        environment[backup.TASK] = task
+
+
+def _start(command: list[str], output: BinaryIO, task: str) -> subprocess.Popen[bytes]:
+    environment = {**_environment(), **({backup.TASK: task} if task else {})}
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
     )
@@ -130,6 +166,7 @@ def _watch(command: list[str], config: Config, follow: Callable[[str], None], ta
                 if len(asked) > sent:
                     sent = len(asked)
                     child.send_signal(signal.SIGTERM)
+                    follow("Stopping: the last checkpoint is being written ...\n")
                 time.sleep(POLL_S)
             if keeper is not None:
                 _finish(keeper, config, asked, lambda: follow(decode(tail.read())))

@@ -88,16 +88,25 @@ SETTINGS = dict(
     # data="/kaggle/input/my-data/data.yaml",
     # model="yolo11n.pt",
     # epochs=100,
-    # kit=dict(session_hours=9),
+    # kit=dict(session_hours=9, remind_epochs=25),
 )"""
 
 TRAIN = """\
-# Goes on from the newest good checkpoint, or starts. To stop and keep everything: the stop button.
+# Goes on from the newest good checkpoint, or starts. The stop button saves and ends it; run the cell again to go on.
+# Close the page or the computer: training goes on. After a reload open runs/train/progress.html, which is alive.
 result = kit.train(**SETTINGS)"""
 
+PROGRESS = """\
+# Also from another notebook, while training runs in this one.
+kit.progress(**SETTINGS)"""
+
 DOWNLOADS = """\
-# Click to download. Both also lie in the Output tab, under runs/train/checkpoints.
+# Click to download. The same links stand below the training cell, and work while it runs.
 kit.downloads(**SETTINGS)"""
+
+RESULTS = """\
+# Measures best.pt once, in a process of its own, and keeps the pictures in runs/train/results.
+kit.results(**SETTINGS)"""
 
 
 def build() -> nbformat.NotebookNode:
@@ -113,8 +122,12 @@ def build() -> nbformat.NotebookNode:
         v4.new_code_cell(SETTINGS),
         v4.new_markdown_cell("## 4. Train"),
         v4.new_code_cell(TRAIN),
-        v4.new_markdown_cell("## 5. Take the models with you"),
+        v4.new_markdown_cell("## 5. Where it stands"),
+        v4.new_code_cell(PROGRESS),
+        v4.new_markdown_cell("## 6. Take the models with you"),
         v4.new_code_cell(DOWNLOADS),
+        v4.new_markdown_cell("## 7. How good it is"),
+        v4.new_code_cell(RESULTS),
     ]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number:02d}"  # nbformat draws one at random

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from kit.errors import ConfigError, StorageError
 
@@ -154,6 +155,16 @@ class Limit:
         self._asked = now
         self._reserve = min(3 * (self._slowest + save_s) + self._margin, LARGEST_RESERVE * self._length)
         return now + self._reserve >= self._end
+
+    def report(self) -> dict[str, Any]:
+        """Return for `status.json` when the session ends, when training leaves it, and how long one trains."""
+        if self.ends is None:
+            return {}
+        return {
+            "session_ends": self.ends,
+            "session_leaves": self.ends - self._reserve,
+            "session_s": self._length - self._reserve,
+        }
 
     def sessions(self, seconds: float) -> int | None:
         """Return how many sessions of this length that much training takes; None where there is no limit."""

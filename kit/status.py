@@ -46,7 +46,7 @@ class Status:
             return
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
-        self._job = self._pool.submit(self._write, json.dumps(_plain(self.values), indent=1).encode())
+        self._job = self._pool.submit(self._write, json.dumps(plain(self.values), indent=1).encode())
         if now:
             self._job.result()
 
@@ -70,12 +70,12 @@ def tell(line: str) -> None:
         print(line, flush=True)
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor numpy's and torch's numbers."""
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON knows: neither NaN nor numpy's and torch's numbers."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if value is None or isinstance(value, (str, bool, int)):
         return value
     try:

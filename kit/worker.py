@@ -34,7 +34,7 @@ class Stop:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; an orphan that does not manage it in time is ended by the alarm."""
-        self.reason = f"{signal.Signals(number).name} received"
+        self.reason = "a stop was asked for"
         if PARENT in os.environ and os.getppid() != int(os.environ[PARENT]):
             signal.alarm(ORPHAN_S)
 
@@ -57,6 +57,16 @@ def main(config: Config, resume: str) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+    return 0
+
+
+def measure(config: Config) -> int:
+    """Measure the best model in this process and return the exit code."""
+    session.prepare_environment()
+    tie_to_parent()
+    from kit.trainer import evaluation
+
+    evaluation.evaluate(config)
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ class Writer:
                 each.result()
         finally:
             self.held_s += time.monotonic() - began
+
+    def aside(self, path: Path, state: dict[str, Any], size: int) -> None:
+        """Publish a file that no resume needs, after what is being written; a full disk does without it.
+
+        Args:
+            path: Of the file.
+            state: What goes into it.
+            size: Bytes that it takes.
+        """
+
+        def write() -> None:
+            cpu = time.thread_time()
+            with suppress(StorageError):  # latest.pt, which is larger, tells of a full disk
+                storage.make_room(path.parent, size, self.disk)
+                storage.publish(path, lambda file: checkpoint.write(state, file), durable=False, disk=self.disk)
+            self.cpu_s += time.thread_time() - cpu
+
+        self._pool.submit(write)
 
     def wait(self) -> None:
         """Wait for what is still to be written."""

@@ -34,6 +34,7 @@ FLOORS = {
     "datacheck": 3,
     "checkpoint": 2,
     "status": 2,
+    "scores": 2,
     "checks": 2,
     "discovery": 3,
     "probe": 3,
@@ -158,7 +159,7 @@ def test_import_does_nothing(tmp_path: Path) -> None:
 
 def test_public_names_are_pinned() -> None:
     """The front door is small; each name is there and has a docstring."""
-    assert sorted(kit.__all__) == ["KitError", "doctor", "downloads", "progress", "train", "verify"]
+    assert sorted(kit.__all__) == ["KitError", "doctor", "downloads", "progress", "results", "train", "verify"]
     assert all(getattr(kit, name).__doc__ for name in kit.__all__)
 
 

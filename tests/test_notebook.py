@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -68,7 +67,6 @@ def test_notebook_runs_twice_and_after_a_kill(place: Path) -> None:
 
     longer = {**values, "epochs": 400}
     killed_at = kill_in_the_middle(place, longer)
-    shutil.rmtree(place / "working/downloads")
     again = execute(place, **{**longer, "epochs": killed_at + 2})
     assert "Resumed from epoch" in again
     assert f"Training finished: {killed_at + 2} epochs" in again

@@ -70,7 +70,7 @@ def test_file_in_the_readme_exists() -> None:
 
 def test_front_door_is_small_and_pinned() -> None:
     """The public names."""
-    assert kit.__all__ == ["KitError", "doctor", "downloads", "progress", "train", "verify"]
+    assert kit.__all__ == ["KitError", "doctor", "downloads", "progress", "results", "train", "verify"]
     assert all(getattr(kit, name).__doc__ for name in kit.__all__)
 
 

@@ -161,6 +161,8 @@ def test_sessions_that_are_still_needed_are_counted(hour: list[float]) -> None:
     limit.near()
     assert [limit.sessions(seconds) for seconds in (1, 3480, 3481, 36000)] == [1, 1, 2, 11]
     assert session.Limit().sessions(36000) is None
+    assert session.Limit().report() == {}
+    assert limit.report() == {"session_ends": 4600, "session_leaves": 4480, "session_s": 3480}
     assert not session.Limit().near()
 
 

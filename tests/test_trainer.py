@@ -161,6 +161,16 @@ def test_best_model_is_rewritten_only_for_a_greater_map(place: Path) -> None:
     assert best["epoch"] == first
 
 
+def test_run_remembers_where_its_sessions_began(place: Path) -> None:
+    """In epochs, in the checkpoint: each session may have had another disk."""
+    values = training.settings(place, val=False)
+    for calls in (2, 4):
+        with pytest.raises(Stopped):
+            training.train(values, training.stop_at(calls))
+    assert status.read(place / "working/runs/train")["sessions"] == [pytest.approx(2 / 3)]
+    assert training.train(values)["progress"]["sessions"] == [pytest.approx(2 / 3), 2.0]
+
+
 def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

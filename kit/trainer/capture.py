@@ -146,6 +146,7 @@ class Snapshot:
             "epochs": trainer.epochs,
             "elapsed_s": time.monotonic() - trainer.train_time_start,
             "saved": time.time(),
+            "sessions": list(trainer.run.sessions),
         }
 
     def _loop(self) -> dict[str, Any]:
@@ -185,3 +186,15 @@ def as_ultralytics(trainer: Any) -> dict[str, Any]:
         "license": "AGPL-3.0 (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
     }
+
+
+def as_slim(entries: dict[str, Any], epoch: int, best_map: float | None) -> dict[str, Any]:
+    """Return what Ultralytics leaves of a checkpoint that it strips: the model, and nothing to train on with.
+
+    Args:
+        entries: As `as_ultralytics` returns them.
+        epoch: Epochs completed; `epoch` itself says -1, as in Ultralytics' own.
+        best_map: Its mAP.
+    """
+    gone = dict.fromkeys(("optimizer", "best_fitness", "updates", "scaler"))
+    return {"epoch": -1, "of_epoch": epoch, "best_map": plain(best_map), **gone, **entries}

@@ -42,6 +42,7 @@ class Run:
         limit: The session's end.
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
+        sessions: Where the sessions after the first began, in epochs.
         writer: Where checkpoints go.
     """
 
@@ -54,10 +55,15 @@ class Run:
     limit: Limit = field(default_factory=Limit)
 
     def __post_init__(self) -> None:
+        self.sessions: list[float] = []
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
         kit = self.config.kit
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
         self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+
+    def begin_session(self, progress: dict[str, Any], place: float) -> None:
+        """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""
+        self.sessions = [each for each in progress.get("sessions", ()) if each < place] + [place] * (place > 0)
 
     def close(self) -> None:
         """Wait for what is still to be written, and say what the checkpoints have cost."""

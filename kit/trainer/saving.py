@@ -9,11 +9,11 @@ from typing import Any
 from ultralytics.cfg import TASK2METRIC
 
 from kit import storage
-from kit.checkpoint import plain
+from kit.checkpoint import SLIM, plain
 from kit.errors import Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
-from kit.trainer.capture import Snapshot, as_ultralytics
+from kit.trainer.capture import Snapshot, as_slim, as_ultralytics
 from kit.trainer.run import Run
 from kit.trainer.setup import Setup
 
@@ -61,6 +61,7 @@ class Saving(Setup):
         say, batches = self.run.status.say, len(self.train_loader)
         if self.run.resumed is not None:
             say(f"Resumed from epoch {self.epoch}")
+            self.run.status.update(sessions=self.run.sessions)
             if self.best_map is not None:
                 say(f"Best mAP so far: {self.best_map:.4f}")
                 self._see_to_best()
@@ -117,6 +118,9 @@ class Saving(Setup):
         extra = as_ultralytics(self) if best else None
         taken = self.snapshot(epoch, batch)
         self.run.writer.save(*taken, homes=self.snapshot.homes, best=extra, wait=wait, began=began)
+        if extra is not None:
+            size = sum(2 * parameter.numel() for parameter in extra["model"].parameters())
+            self.run.writer.aside(self.run.folder / SLIM, as_slim(extra, epoch, self.best_map), size)
 
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
@@ -188,6 +192,7 @@ class Saving(Setup):
                 losses=losses,
                 elapsed_s=elapsed,
                 best_map=self.best_map,
+                **self.run.limit.report(),
             )
 
     def _report_epoch(self) -> None:

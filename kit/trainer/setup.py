@@ -99,28 +99,8 @@ class Setup(Trainer):  # type: ignore[misc]
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""
-        training = mode == "train"
-        if self.args.task == "classify":
-            prefix = "train" if training else self.args.split
-            return ClassifiedSamples(img_path, self.args, augment=training, prefix=prefix, names=self.data["names"])
-        fraction = get_split_fraction(self.args.fraction, "train" if training else self.args.split)
-        return LabelledSamples(
-            img_path=img_path,
-            imgsz=self.args.imgsz,
-            batch_size=batch,
-            augment=training,
-            hyp=self.args,
-            rect=self.args.rect or not training,
-            cache=self.args.cache or None,
-            single_cls=self.args.single_cls or False,
-            stride=max(int(unwrap_model(self.model).stride.max()), 32),
-            pad=0.0 if training else 0.5,
-            prefix=colorstr(f"{mode}: "),
-            task=self.args.task,
-            classes=self.args.classes,
-            data=self.data,
-            fraction=1.0 if self.data.get("complete") else fraction,
-        )
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return make_samples(self.args, self.data, stride, img_path, mode, batch)
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Build a loader whose batches are a pure function of (seed, epoch, batch)."""
@@ -155,6 +135,44 @@ class Setup(Trainer):  # type: ignore[misc]
             return super().get_dataset()
         except RuntimeError as error:
             raise DataError(" ".join(str(error).split())) from error
+
+
+def make_samples(
+    args: Any, data: dict[str, Any], stride: int, img_path: str, mode: str = "train", batch: int | None = None
+) -> Any:
+    """Build the kit's data set as Ultralytics would build its own.
+
+    Args:
+        args: Ultralytics' settings.
+        data: The data set's description, as Ultralytics has read it.
+        stride: Images are padded to multiples of it.
+        img_path: Of the images.
+        mode: `train` or `val`.
+        batch: Images in a batch, where those of one batch have one shape.
+    """
+    training = mode == "train"
+    if args.task == "classify":
+        return ClassifiedSamples(
+            img_path, args, augment=training, prefix="train" if training else args.split, names=data["names"]
+        )
+    fraction = get_split_fraction(args.fraction, "train" if training else args.split)
+    return LabelledSamples(
+        img_path=img_path,
+        imgsz=args.imgsz,
+        batch_size=batch,
+        augment=training,
+        hyp=args,
+        rect=args.rect or not training,
+        cache=args.cache or None,
+        single_cls=args.single_cls or False,
+        stride=stride,
+        pad=0.0 if training else 0.5,
+        prefix=colorstr(f"{mode}: "),
+        task=args.task,
+        classes=args.classes,
+        data=data,
+        fraction=1.0 if data.get("complete") else fraction,
+    )
 
 
 def start_worker(number: int) -> None:

@@ -1,0 +1,230 @@
+"""The dashboard of a running cell: one display that is updated in place, and the downloads in one of their own.
+
+In a notebook's kernel the two are updated through their `display_id`, which every front end shows while the cell runs,
+which leaves one output in the saved file however long training took, and which works for a batch run's file too.
+Widgets are not needed: their values are lost in a batch run, and relative links fail in them. The downloads change
+rarely, so that nobody's click meets a link that is just being replaced.
+
+In a batch run and in a terminal nothing is updated: the run's own lines are printed, and a batch run gets one last
+card. `progress.html` in the run folder is the same dashboard for a tab of its own: a page that was reloaded gets no
+updates while the cell runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kit import session, storage
+from kit.config import Config
+from kit.dashboard import gpus, page
+from kit.dashboard.downloads import Downloads, link, table
+from kit.dashboard.facts import LINES, STALE_S, Around, look
+from kit.dashboard.files import Files, alive
+from kit.dashboard.frontend import on_colab, shell, show, start_folder
+from kit.errors import BusyError, InputError, KitError, Stopped, StorageError
+
+EVERY_S = 1.0  # seconds between two updates of the display
+PAGE_S = 5.0  # the same for progress.html, which reloads itself
+FREE_S = 60.0  # seconds between two looks at the free space
+PAGE = "progress.html"
+LOG = "train.log"
+TITLES = {
+    InputError: "Something has to be corrected first",
+    BusyError: "The run is in use",
+    Stopped: "Stopped",
+    KitError: "Training failed",
+}
+
+
+class Board:
+    """What a training cell shows from its start to its end.
+
+    Args:
+        mode: `live` in a notebook's kernel, `last` for a batch run (lines, and one card at the end), `lines` where
+            there is no front end; default what this is.
+        show: Shows HTML and text.
+    """
+
+    def __init__(self, mode: str | None = None, show: Callable[..., None] = show) -> None:
+        here = "lines" if shell() is None else "last" if session.run_type() == "batch" else "live"
+        self.mode, self._show = mode or here, show
+        self.folder: Path | None = None
+        self._lines: deque[str] = deque(maxlen=LINES)
+        self._rest = ""
+        self._since = time.time()
+        self._next: dict[str, float] = {}
+        self._id = os.urandom(8).hex()
+        self._free: int | None = None
+        self._broken = False
+
+    def follow(self, text: str, config: Config) -> None:
+        """Take up what the run has printed, and show where it stands; `launch.run` calls this ten times a second."""
+        if self.folder is None:
+            self.folder, self._settings = config.run_folder, config.kit
+            self._guarded(self._open)
+        if self.mode != "live" or self._broken:
+            print(text, end="", flush=True)
+            return
+        *lines, self._rest = (self._rest + text).split("\n")
+        self._lines.extend(filter(None, lines))
+        self._guarded(self._update)
+
+    def close(self, failed: bool = False) -> None:
+        """Show how it ended."""
+        if self.folder is not None and self.mode != "lines":
+            self._guarded(lambda: self._finish(failed))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Do something that is not worth a training: where it fails, the run's own lines are printed from there."""
+        try:
+            if not self._broken:
+                action()
+        except Exception as error:  # whatever it is
+            self._broken = True
+            print(f"WARNING: The dashboard failed ({error!r}); training goes on without it.", flush=True)
+
+    def _due(self, name: str, every: float) -> bool:
+        if time.monotonic() < self._next.get(name, 0.0):
+            return False
+        self._next[name] = time.monotonic() + every
+        return True
+
+    def _open(self) -> None:
+        assert self.folder is not None
+        self._files, self._downloads = Files(self.folder), Downloads(self.folder, second_names=self.mode == "live")
+        if self.mode == "live":
+            self._library = gpus.open_library()
+            self._draw(update=False)
+            self._draw_downloads(update=False)
+
+    def _update(self) -> None:
+        if self._due("display", EVERY_S):
+            self._draw()
+        if self._downloads.poll():
+            self._draw_downloads()
+
+    def _finish(self, failed: bool) -> None:
+        live = self.mode == "live"
+        if not live:
+            self._downloads.clear()
+        self._downloads.settle()
+        self._draw(update=live, last=True, failed=failed)
+        self._draw_downloads(update=live)
+
+    def _draw(self, update: bool = True, last: bool = False, failed: bool = False) -> None:
+        assert self.folder is not None
+        if self._due("free", FREE_S):
+            self._free = session.free(session.working())
+        around = Around(
+            now=time.time(),
+            since=self._since,
+            gpus=() if last else gpus.look(self._library),
+            free=self._free,
+            backup=getattr(self._settings, "backup", None),
+            remind=self._settings.remind_epochs,
+            lines=() if last else tuple(self._lines),
+            failed=failed,
+        )
+        facts = look(self._files, around)
+        html = page.render(facts)
+        live = self.mode == "live"
+        self._show(html, page.text(facts, messages=live), f"{self._id}-board", update)
+        if live and (self._due("page", PAGE_S) or last):
+            with suppress(StorageError):  # a full disk has a warning of its own
+                write_page(self.folder / PAGE, html, reload=not last)
+
+    def _draw_downloads(self, update: bool = True) -> None:
+        assert self.folder is not None
+        self._show(*offer(self._downloads, self.folder), f"{self._id}-files", update)
+
+
+def write_page(path: Path, html: str, reload: bool) -> None:
+    """Write the dashboard as a page of its own, which may reload itself."""
+    again = f'<meta http-equiv="refresh" content="{PAGE_S:.0f}">' if reload else ""
+    head = f'<!doctype html><meta charset="utf-8">{again}<meta name="viewport" content="width=device-width">'
+    style = "<style>:root{color-scheme:light dark}body{margin:24px auto;max-width:980px;padding:0 16px}</style>"
+    text = f"{head}<title>Training</title>{style}{html}\n".encode()
+    storage.publish(path, lambda file: file.write(text), durable=False)
+
+
+def offer(downloads: Downloads, folder: Path) -> tuple[str, str]:
+    """Return the downloads as HTML and text, with the log and the page for a tab of its own."""
+    start = None if on_colab() else start_folder()  # Colab shows a page of another host: no link reaches the files
+    html, text = table(downloads.items, folder, start)
+    if start is None:
+        return html, text
+    more = []
+    if (folder / PAGE).exists() and session.run_type() != "batch":
+        address = link(folder / PAGE, "", start, "the dashboard in a tab of its own")
+        more.append(f"{address}, alive when this page was reloaded")
+    if (folder / LOG).exists():
+        more.append(link(folder / LOG, LOG, start, "the whole log"))
+    return f'{html}<div class="kit kit-note">{" · ".join(more)}</div>' if more else html, text
+
+
+def show_downloads(folder: Path) -> None:
+    """Show the downloads of a run: links with size, epoch, mAP and checksum; in Colab the browser's own download."""
+    ready = Downloads(folder, session.run_type() != "batch")
+    ready.settle()
+    show(*offer(ready, folder))
+    if on_colab():
+        from google.colab import files
+
+        for item in ready.items:
+            if item.name in ("best.pt", "latest.pt"):
+                files.download(str(item.path))
+
+
+class Progress(dict[str, Any]):
+    """What a run last said; a notebook shows it as the dashboard.
+
+    Args:
+        folder: The run folder.
+        values: As `status.read` returns them.
+    """
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self._folder = folder
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        lives = alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
+        facts = look(Files(self._folder), Around(now=time.time(), alive=lives))
+        if not self and not facts.rows:
+            nothing = f"There is no run in {self._folder} yet."
+            return {"text/plain": nothing, "text/html": page.wrap(f'<div class="kit-note">{nothing}</div>')}
+        return {"text/plain": page.text(facts), "text/html": page.render(facts)}
+
+
+@contextmanager
+def boxed(board: Board | None = None) -> Iterator[None]:
+    """Show one of the kit's errors as a red box in a notebook: what happened, what to do, and the log.
+
+    Args:
+        board: Of the run that it is about.
+    """
+    try:
+        yield
+    except KitError as error:
+        if shell() is not None:
+            folder = board.folder if board else None
+            log = folder / LOG if folder else None
+            address = link(log, LOG, start_folder(), "Download the whole log") if log and log.exists() else ""
+            said = str(error).splitlines() or [""]
+            if len(said) > 1:  # a crash, told by the end of the log
+                advice = (
+                    "Run the cell again: it goes on from the last checkpoint. If it happens again, the log says where."
+                )
+                what = f"{said[-1]}\n{advice}"
+            else:
+                what = said[0]
+            title = next(text for kind, text in TITLES.items() if isinstance(error, kind))
+            show(page.box(title, what, str(error) if len(said) > 1 else "", address), f"{title}: {error}")
+            error.shown = True
+        raise

@@ -1,0 +1,263 @@
+"""Files to take away while training runs: immutable second names, with their size and checksum.
+
+A link to `latest.pt` itself would be replaced in mid-download; one to a hard link of it arrives whole, and is what the
+checksum beside it says. A checksum is made once for each new file, in a thread that yields to training, and so rarely
+that it costs no more than 0.4 % of one core. In a batch run nobody can click: its links go to the files themselves, and
+there are no second names, which the saved output would hold twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import html
+import os
+import pickletools
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from kit import session, storage
+from kit.dashboard.files import size
+from kit.dashboard.page import wrap
+from kit.errors import StorageError
+
+FOLDER = "downloads"
+CHECK_S = 5.0  # seconds between two looks at the files
+SHARE = 250  # seconds between two refreshes, for each second of CPU time that one takes
+SOURCES = {  # what is offered: path in the run folder, name of the download, what for
+    "checkpoints/best.pt": ("best.pt", "the best model, with all of its training state"),
+    "slim.pt": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
+    "checkpoints/latest.pt": ("latest.pt", "where training stands: put it back to go on"),
+    "results.csv": ("results.csv", "a row for each epoch"),
+}
+PLOTS = "plots.zip"
+Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to download.
+
+    Attributes:
+        name: What it is saved as.
+        path: The file that the link goes to.
+        size: Bytes.
+        sha256: In hex.
+        epoch: Epochs completed, or None.
+        best_map: Best mAP so far, or None.
+        purpose: What it is for.
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    epoch: int | None
+    best_map: float | None
+    purpose: str
+
+    @property
+    def facts(self) -> str:
+        """Size, epoch and mAP in words."""
+        words = [size(self.size)]
+        words += [] if self.epoch is None else [f"epoch {self.epoch}"]
+        words += [] if self.best_map is None else [f"best mAP {self.best_map:.4f}"]
+        return ", ".join(words)
+
+
+class Downloads:
+    """Keeps second names of a run's newest files.
+
+    Args:
+        folder: The run folder.
+        second_names: Make them; else the links go to the files themselves.
+    """
+
+    def __init__(self, folder: Path, second_names: bool = True) -> None:
+        self.folder, self.second_names = folder, second_names
+        self.items: list[Item] = []
+        self._seen: dict[str, tuple[Key | tuple[Key, ...], Item]] = {}
+        self._next, self._cost = 0.0, 0.0
+        self._pool: ThreadPoolExecutor | None = None
+        self._job: Future[list[Item]] | None = None
+
+    def poll(self) -> bool:
+        """Look after the files in the background; true when there is something new to show."""
+        if self._job and self._job.done():
+            found, self._job = self._job.result(), None
+            changed, self.items = found != self.items, found
+            return changed
+        if self._job is None and time.monotonic() >= self._next:
+            self._pool = self._pool or ThreadPoolExecutor(1, "downloads", initializer=_yield_to_training)
+            self._job = self._pool.submit(self._refresh)
+        return False
+
+    def settle(self) -> list[Item]:
+        """Have everything up to date and return it."""
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = self._job = None
+        self._seen = {name: kept for name, kept in self._seen.items() if kept[1].path.exists()}
+        self.items = self._refresh()
+        return self.items
+
+    def clear(self) -> None:
+        """Remove all second names."""
+        for path in (self.folder / FOLDER).glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / FOLDER).rmdir()
+
+    def _refresh(self) -> list[Item]:
+        began = time.thread_time()
+        for source, (name, purpose) in SOURCES.items():
+            with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
+                self._offer(name, purpose, _key(self.folder / source), partial(Path, self.folder, source))
+        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *self.folder.glob("results/*.??g")])
+        if plots and self.second_names:
+            with contextlib.suppress(OSError, StorageError):
+                self._offer(PLOTS, "all pictures", tuple(map(_key, plots)), lambda: self._pack(plots))
+        names = [*(name for name, _ in SOURCES.values()), PLOTS]
+        items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
+        keep = {item.path for item in (*items, *self.items)}  # a page that was open may still have the one before
+        for path in (self.folder / FOLDER).glob("*"):
+            if path not in keep:
+                path.unlink(missing_ok=True)
+        self._cost = max(time.thread_time() - began, self._cost)
+        self._next = time.monotonic() + max(CHECK_S, self._cost * SHARE)
+        return items
+
+    def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
+        """Offer a file, unless the one that is offered is it."""
+        if name in self._seen and self._seen[name][0] == key:
+            return
+        path = get()
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            told = peek(file) if path.suffix == ".pt" else {}
+            epoch = told.get("of_epoch", told.get("epoch"))
+            if self.second_names:
+                stem, _, suffix = name.rpartition(".")
+                number = "" if epoch is None else f"-e{epoch:03d}"
+                path = self._link(path, f"{stem}{number}-{digest[:8]}.{suffix}", file)
+            item = Item(name, path, os.fstat(file.fileno()).st_size, digest, epoch, told.get("best_map"), purpose)
+        self._seen[name] = key, item
+
+    def _link(self, path: Path, name: str, file: BinaryIO) -> Path:
+        """Give the file that is open a second name; where the disk knows none, its own has to do.
+
+        Raises:
+            OSError: `path` is another file by now.
+        """
+        try:
+            target = storage.make_folder(self.folder / FOLDER) / name
+            if path.parent == target.parent:
+                return path.replace(target)
+            storage.link(path, target)
+        except StorageError:
+            return path
+        if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
+            target.unlink()
+            raise OSError(f"{path} was replaced")  # the next look finds the new one
+        return target
+
+    def _pack(self, plots: list[Path]) -> Path:
+        """Pack pictures, which are compressed already; the same ones make the same bytes."""
+        target = storage.make_folder(self.folder / FOLDER) / PLOTS
+
+        def write(file: BinaryIO) -> None:
+            with zipfile.ZipFile(file, "w") as archive:
+                for path in plots:
+                    archive.write(path, path.relative_to(self.folder))
+
+        storage.publish(target, write, durable=False)
+        return target
+
+
+def _key(path: Path) -> Key:
+    """Tell a published file from the one before."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def _yield_to_training() -> None:
+    """Have this thread take only the time that nobody else wants."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def peek(file: BinaryIO) -> dict[str, Any]:
+    """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed.
+
+    The pickle's operations are listed, not carried out, as far as `best_map`, which comes early in a checkpoint.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(zipfile.BadZipFile, StopIteration, ValueError, KeyError), zipfile.ZipFile(file) as archive:
+        name, key = next(name for name in archive.namelist() if name.endswith("/data.pkl")), ""
+        for operation, argument, _ in pickletools.genops(archive.read(name)):
+            if "PUT" in operation.name or operation.name == "MEMOIZE":
+                continue
+            if key:
+                found[key] = argument
+            if key == "best_map":
+                break
+            key = argument if argument in ("epoch", "of_epoch", "best_map") else ""
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def link(path: Path, name: str, start: Path | None, text: str = "") -> str:
+    """Return an HTML link that downloads a file, in every front end and also while a cell runs.
+
+    Args:
+        path: The file.
+        name: What it is saved as; empty for a page to open in a tab of its own.
+        start: The notebook's folder: what the address is relative to. None where no link can reach the file.
+        text: What to click on; default the name.
+    """
+    if start is None:
+        return html.escape(text or name)
+    what = f'download="{html.escape(name)}"' if name else 'target="_blank"'
+    return f'<a href="{quote(os.path.relpath(path, start))}" {what}>{html.escape(text or name)}</a>'
+
+
+def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str]:
+    """Return the downloads as HTML and as text.
+
+    Args:
+        items: The files.
+        folder: The run folder.
+        start: The notebook's folder, or None where no link reaches the files.
+    """
+    if not items:
+        nothing = "Downloads: the first checkpoint is not there yet."
+        return wrap(f'<div class="kit-note">{nothing}</div>'), nothing
+    cells = "".join(
+        f"<b>{link(item.path, item.name, start)}</b><span>{html.escape(item.facts)}</span>"
+        f'<span class="kit-note">{html.escape(item.purpose)}</span><span class="kit-sum">sha256 {item.sha256}</span>'
+        for item in items
+    )
+    ways = other_ways(folder)
+    rest = "".join(f'<div class="kit-note">{html.escape(way)}</div>' for way in ways)
+    lines = [f"{item.name}: {item.path} ({item.facts}, sha256 {item.sha256})" for item in items]
+    return wrap(f'<div class="kit-files">{cells}</div>{rest}'), "\n".join([*lines, *ways])
+
+
+def other_ways(folder: Path) -> list[str]:
+    """Name the ways to the files that need no link."""
+    if not session.on_kaggle():
+        return [f"Or take them from {folder / 'checkpoints'}."]
+    place = os.path.relpath(folder / "checkpoints", session.working())
+    return [
+        f"Or, once the version is saved: the Output tab, under {place}.",
+        f"Or, on any machine: kaggle kernels output YOUR-NAME/NOTEBOOK --file-pattern '{place}/(best|latest)'",
+    ]

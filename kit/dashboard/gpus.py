@@ -1,0 +1,54 @@
+"""What the GPUs are doing, asked of NVIDIA's management library: no process, no CUDA context, microseconds a call.
+
+https://docs.nvidia.com/deploy/nvml-api: nvmlInit_v2, nvmlDeviceGetCount_v2, nvmlDeviceGetHandleByIndex_v2,
+nvmlDeviceGetName, nvmlDeviceGetMemoryInfo, nvmlDeviceGetUtilizationRates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from kit.dashboard.facts import Gpu
+
+LIBRARY = "libnvidia-ml.so.1"  # a part of the driver
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+class _Utilization(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint) for name in ("gpu", "memory")]
+
+
+def open_library(name: str = LIBRARY) -> Any:
+    """Open the library; None where there is no NVIDIA driver."""
+    try:
+        library = ctypes.CDLL(name)
+        return None if library.nvmlInit_v2() else library
+    except (OSError, AttributeError):
+        return None
+
+
+def look(library: Any) -> tuple[Gpu, ...]:
+    """Return the GPUs as they are now.
+
+    Args:
+        library: As `open_library` returns it.
+    """
+    count, found = ctypes.c_uint(), []
+    if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return ()
+    for number in range(count.value):
+        device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+        memory, load = _Memory(), _Utilization()
+        if (
+            library.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device))
+            or library.nvmlDeviceGetName(device, name, len(name))
+            or library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
+        ):
+            continue
+        silent = library.nvmlDeviceGetUtilizationRates(device, ctypes.byref(load))  # a part of a GPU (MIG) has none
+        found.append(Gpu(name.value.decode(errors="replace"), memory.used, memory.total, None if silent else load.gpu))
+    return tuple(found)

@@ -1,0 +1,36 @@
+"""What was measured of a run's best model, as a file: `python -m kit results` writes it, the notebook shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = "results"  # in the run folder
+NAME = "results.json"
+PICTURE = "predictions.jpg"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return what was measured last; empty where nothing was.
+
+    Args:
+        folder: The run folder.
+    """
+    try:
+        values = json.loads((folder / FOLDER / NAME).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def fingerprint(best: Path) -> list[int]:
+    """Tell a best.pt from the one before."""
+    state = best.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def current(folder: Path) -> bool:
+    """Tell whether what was measured is of the best.pt that is there."""
+    best = folder / "checkpoints" / "best.pt"
+    return best.exists() and read(folder).get("file") == fingerprint(best)

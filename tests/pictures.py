@@ -1,0 +1,75 @@
+"""Take the README's pictures from a real run in JupyterLab, in both themes: `make pictures`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import nbformat
+from browser import FRONTS, Notebook, browsing, serving, wait_until
+
+from kit import notebook, status
+
+EPOCHS, STOP_AT, LOOK_AT = 24, 7, 15
+SCALE = 1.5
+OUTPUT = ".jp-OutputArea:has(.kit-head)"
+
+
+def main(target: Path) -> None:
+    """Train the quick start, stop it, go on, and look at it."""
+    target.mkdir(exist_ok=True)
+    place = Path(tempfile.mkdtemp())
+    for name in ("working", "input", "scratch"):
+        (place / name).mkdir()
+        os.environ[f"KIT_{name.upper()}"] = str(place / name)
+    node = notebook.build()
+    for cell in node.cells:
+        cell.source = cell.source.replace(
+            "SETTINGS = dict(", f"SETTINGS = dict(epochs={EPOCHS}, kit=dict(session_hours=9),"
+        )
+    nbformat.write(node, place / "working/train.ipynb")
+    run, front = place / "working/runs/train", FRONTS["lab4"]
+
+    def completed() -> int:
+        return int(status.read(run).get("completed", 0))
+
+    with serving(front, place) as server, browsing() as browser:
+        page = browser.new_page(viewport={"width": 1180, "height": 1400}, device_scale_factor=SCALE)
+        seen = Notebook(page, front, server)
+
+        def picture(name: str, selector: str = OUTPUT, number: int = 0) -> None:
+            page.locator(selector).nth(number).screenshot(path=str(target / f"{name}.png"))
+
+        seen.open()
+        page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
+        seen.run_all()
+        wait_until(lambda: completed() >= STOP_AT, 900, "epochs")
+        seen.stop()
+        seen.wait_for_state("Stopped, everything is saved")
+        picture("stopped")
+        wait_until(lambda: page.locator("img.kit-picture").count() > 0, 300, "results")
+        seen.run_all()
+        wait_until(lambda: completed() >= LOOK_AT and seen.state() == "Training", 900, "epochs")
+        picture("dashboard")
+        page.set_viewport_size({"width": 560, "height": 1400})
+        picture("narrow")
+        page.set_viewport_size({"width": 1180, "height": 1400})
+        page.evaluate(f"() => {front.dark}")
+        page.wait_for_timeout(3000)
+        picture("dashboard-dark")
+        seen.wait_for_state("Finished", 900)
+        wait_until(lambda: page.locator("img.kit-picture").count() > 0, 300, "results")
+        page.wait_for_timeout(1000)
+        picture("results-dark", ".jp-OutputArea:has(img.kit-picture)")
+        page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+        page.wait_for_timeout(3000)
+        picture("results", ".jp-OutputArea:has(img.kit-picture)")
+        picture("finished")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
