@@ -126,6 +126,7 @@ def serving(front: Front, place: Path) -> Iterator[Server]:
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
         "KIT_REPO": str(session.REPOSITORY),
+        "KIT_REF": "HEAD",
         **{f"KIT_{name.upper()}": str(place / name) for name in ("working", "input", "scratch")},
     }
     environment.pop("PYTHONPATH", None)

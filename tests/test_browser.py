@@ -127,6 +127,7 @@ def test_notebook_through_papermill(place: Path, settings: dict[str, Any], chrom
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
         "KIT_SESSION_START": str(time.time()),
         "KIT_REPO": str(own.session.REPOSITORY),
+        "KIT_REF": "HEAD",
     }
     python = FRONTS["lab3"].venv / "bin/python"
     for command in (["papermill", "train.ipynb", "out.ipynb"], ["nbconvert", "--to", "html", "out.ipynb"]):

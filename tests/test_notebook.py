@@ -49,9 +49,15 @@ def execute(place: Path, **values: Any) -> str:
     client = NotebookClient(node, timeout=900, resources={"metadata": {"path": str(place / "working")}})
     try:
         client.execute()
-    finally:
-        shown = [output for cell in node.cells for output in cell.get("outputs", [])]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in shown)
+    except Exception as error:
+        error.add_note(_shown(node))
+        raise
+    return _shown(node)
+
+
+def _shown(node: nbformat.NotebookNode) -> str:
+    outputs = [output for cell in node.cells for output in cell.get("outputs", [])]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
 def test_notebook_runs_twice_and_after_a_kill(place: Path) -> None:

@@ -226,5 +226,5 @@ def boxed(board: Board | None = None) -> Iterator[None]:
                 what = said[0]
             title = next(text for kind, text in TITLES.items() if isinstance(error, kind))
             show(page.box(title, what, str(error) if len(said) > 1 else "", address), f"{title}: {error}")
-            error.shown = True
+            error.shown = session.run_type() != "batch"  # whose log has no boxes
         raise
