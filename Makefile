@@ -2,24 +2,33 @@
 # make lint    ruff and mypy                                 make test-slow  the long ones
 # make bench   the figures in the README                     make chaos      a thousand kills during saves
 # make test-browser  the notebook in chromium (apt-get install chromium)     make pictures  the README's, from a run
+# make twin    the notebook on the versions of Kaggle's image, for which a Python 3.12 is needed
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+TWIN ?= .venv-twin
+MISSING = "$(shell grep ^ultralytics requirements.txt)" ultralytics-thop ultralytics-platform  # not on Kaggle's image
+PYTHONS := python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) /usr/bin/python3.12
+works = $(shell $(1) -c "import ensurepip, venv" 2>/dev/null && echo $(1))
+PYTHON312 ?= $(firstword $(foreach python,$(PYTHONS) $(shell uv python find 3.12 2>/dev/null),$(call works,$(python))))
 
-.PHONY: train test test-slow test-browser pictures lint bench chaos clean
+.PHONY: train test test-slow test-browser twin pictures lint bench chaos clean
 
 train: $(VENV)/run
 	$(BIN)/python -m kit train $(ARGS)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not twin" $(ARGS)
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not browser and not twin" $(ARGS)
 
 test-browser: $(VENV)-kaggle/done
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+twin: $(VENV)/dev $(TWIN)/made
+	KIT_TWIN_PYTHON=$(TWIN)/bin/python $(BIN)/python -m pytest -m twin $(ARGS)
 
 pictures: $(VENV)/dev
 	$(BIN)/python tests/pictures.py docs
@@ -33,7 +42,7 @@ chaos: $(VENV)/dev
 	$(BIN)/python tests/chaos.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-kaggle
+	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +59,12 @@ $(VENV)-kaggle/done: $(VENV)/dev tests/kaggle.txt
 	$(VENV)-kaggle/bin/python -m pip install --quiet -r tests/kaggle.txt
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(VENV)-kaggle/behind.pth
 	mv $(VENV)-kaggle/behind.pth $(VENV)-kaggle/lib/python*/site-packages/
+	touch $@
+
+$(TWIN)/made: tests/twin-constraints.txt requirements.txt
+	$(or $(PYTHON312),$(error No Python 3.12 was found: give make PYTHON312=PATH)) -m venv --clear $(TWIN)
+	$(TWIN)/bin/python -m pip install --quiet -r tests/twin-constraints.txt
+	$(TWIN)/bin/python -m pip download --quiet --no-deps --dest $(TWIN)/wheels $(MISSING)
 	touch $@
 
 $(VENV)/bench: $(VENV)/run benchmarks/requirements.txt
