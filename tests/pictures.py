@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -11,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbformat
 from browser import FRONTS, Notebook, browsing, serving, wait_until
+from PIL import Image
 
 from kit import notebook, status
 
 EPOCHS, STOP_AT, LOOK_AT = 24, 7, 15
 SCALE = 1.5
-OUTPUT = ".jp-OutputArea:has(.kit-head)"
+EDGE = 14  # pixels around a picture
 
 
 def main(target: Path) -> None:
@@ -41,9 +43,22 @@ def main(target: Path) -> None:
         page = browser.new_page(viewport={"width": 1180, "height": 1400}, device_scale_factor=SCALE)
         seen = Notebook(page, front, server)
 
-        def picture(name: str, selector: str = OUTPUT, number: int = 0) -> None:
-            page.locator(selector).nth(number).screenshot(path=str(target / f"{name}.png"))
+        def picture(name: str, first: str = ".kit:has(.kit-head)", last: str = ".kit:has(.kit-files) + .kit") -> None:
+            """Take what lies between two elements, with the colours that a small file has room for."""
+            page.locator(first).first.scroll_into_view_if_needed()
+            top, bottom = page.locator(first).first.bounding_box(), page.locator(last).first.bounding_box()
+            assert top
+            assert bottom
+            clip = {
+                "x": top["x"] - EDGE,
+                "y": top["y"] - EDGE,
+                "width": top["width"] + 2 * EDGE,
+                "height": bottom["y"] + bottom["height"] - top["y"] + 2 * EDGE,
+            }
+            taken = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=False)))
+            taken.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target / f"{name}.png", optimize=True)
 
+        results = ".kit:has(img.kit-picture)"
         seen.open()
         page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
         seen.run_all()
@@ -64,10 +79,10 @@ def main(target: Path) -> None:
         seen.wait_for_state("Finished", 900)
         wait_until(lambda: page.locator("img.kit-picture").count() > 0, 300, "results")
         page.wait_for_timeout(1000)
-        picture("results-dark", ".jp-OutputArea:has(img.kit-picture)")
+        picture("results-dark", results, results)
         page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
         page.wait_for_timeout(3000)
-        picture("results", ".jp-OutputArea:has(img.kit-picture)")
+        picture("results", results, results)
         picture("finished")
 
 

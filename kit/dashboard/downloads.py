@@ -2,7 +2,7 @@
 
 A link to `latest.pt` itself would be replaced in mid-download; one to a hard link of it arrives whole, and is what the
 checksum beside it says. A checksum is made once for each new file, in a thread that yields to training, and so rarely
-that it costs no more than 0.4 % of one core. In a batch run nobody can click: its links go to the files themselves, and
+that it costs no more than 0.2 % of one core. In a batch run nobody can click: its links go to the files themselves, and
 there are no second names, which the saved output would hold twice.
 """
 
@@ -32,7 +32,7 @@ from kit.errors import StorageError
 
 FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files
-SHARE = 250  # seconds between two refreshes, for each second of CPU time that one takes
+SHARE = 500  # seconds between two refreshes, for each second of CPU time that one takes
 SOURCES = {  # what is offered: path in the run folder, name of the download, what for
     "checkpoints/best.pt": ("best.pt", "the best model, with all of its training state"),
     "slim.pt": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
