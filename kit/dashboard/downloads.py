@@ -254,9 +254,9 @@ def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str
 
 def other_ways(folder: Path) -> list[str]:
     """Name the ways to the files that need no link."""
-    if not session.on_kaggle():
-        return [f"Or take them from {folder / 'checkpoints'}."]
     place = os.path.relpath(folder / "checkpoints", session.working())
+    if not session.on_kaggle():
+        return [f"Or take them from {place} in the working folder."]
     return [
         f"Or, once the version is saved: the Output tab, under {place}.",
         f"Or, on any machine: kaggle kernels output YOUR-NAME/NOTEBOOK --file-pattern '{place}/(best|latest)'",

@@ -60,16 +60,18 @@ overflow-wrap:anywhere;margin-bottom:6px}
 .kit pre{font:12px/1.45 var(--jp-code-font-family,ui-monospace,monospace);white-space:pre-wrap;overflow-wrap:anywhere;
 max-height:330px;overflow:auto;margin:6px 0;background:none;color:inherit;border:0;padding:0}
 .kit summary{cursor:pointer;opacity:.8;margin-top:4px}
-.kit .kit-table{border-collapse:collapse;font-size:13px;width:auto;margin:0}
-.kit .kit-table td,.kit .kit-table th{border:0;background:none;padding:2px 14px 2px 0;text-align:right;
+.kit .kit-table{border-collapse:collapse;font-size:12.5px;width:auto;margin:0}
+.kit .kit-table td,.kit .kit-table th{border:0;background:none;padding:2px 9px 2px 0;text-align:right;
 font-weight:400;color:inherit}
 .kit .kit-table th{opacity:.7}
-.kit .kit-table :is(td,th):first-child{text-align:left;overflow-wrap:anywhere;max-width:280px}
+.kit .kit-table tr{background:none}
+.kit .kit-table :is(td,th){white-space:nowrap}
+.kit .kit-table :is(td,th):first-child{text-align:left;max-width:190px;overflow:hidden;text-overflow:ellipsis}
 .kit .kit-matrix :is(td,th){padding:3px 6px;min-width:34px;text-align:center}
 .kit .kit-matrix th span{display:inline-block;max-width:64px;overflow:hidden;text-overflow:ellipsis;
 white-space:nowrap;vertical-align:bottom}
 .kit-scroll{max-height:430px;overflow:auto}
-.kit-picture{max-width:100%;border-radius:6px;display:block;margin:4px 0 10px}
+.kit-picture{max-width:100%;max-height:560px;border-radius:6px;display:block;margin:4px 0 10px}
 @container (max-width:460px){.kit-row{grid-template:"name count" auto "bar bar" auto "note note" auto/1fr auto}
 .kit-files{grid-template-columns:max-content 1fr}.kit-files>.kit-sum,.kit-files>.kit-note{grid-column:1/3}}
 </style>"""
