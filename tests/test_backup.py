@@ -182,6 +182,20 @@ def test_second_stop_cuts_the_last_upload_short() -> None:
         process.wait()
 
 
+def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs is ended by the launcher."""
+    monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 3600 + 6))
+    process = hanging()
+    try:
+        began = time.monotonic()
+        launch._finish(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
+        assert process.poll() is None
+        assert time.monotonic() - began < 5
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(("left", "expected"), [(3600.0, backup.LAST_S), (100.0, 95.0), (3.0, 0.0)])
 def test_last_upload_ends_with_the_session(monkeypatch: pytest.MonkeyPatch, left: float, expected: float) -> None:
     """Five minutes at most, and never beyond the limit."""

@@ -202,6 +202,7 @@ def test_download_that_is_not_what_was_uploaded_is_not_used(place: Path, run: Pa
     assert settings.restored_folder is not None
     assert not settings.restored_folder.exists()
     wipe(place / "working")
+    assert list(settings.restored_folder.parent.iterdir()) == []
     with pytest.raises(KitError, match=r"checksum differs\. Run again, or start anew with --resume never\.") as caught:
         fetch(settings, "auto", opened(store), said.append)
     assert caught.value.exit_code == 1

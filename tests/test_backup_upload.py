@@ -53,15 +53,18 @@ def test_checkpoint_and_its_best_are_uploaded_and_described(run: Path) -> None:
 
 
 def test_nothing_is_uploaded_where_nothing_is_new(run: Path) -> None:
-    """Neither before the first checkpoint nor again and again."""
+    """Neither before the first checkpoint nor again and again; looking costs no reading."""
     store = Shelf()
     keeper = Backup(run, "s3://here", store, clock=(clock := Clock()))
     assert keeper.step()
     write(run, 1)
+    assert keeper.step()
+    news = (run / "backup.json").stat()
     for _ in range(3):
-        assert keeper.step()
         clock.now += 1000
+        assert keeper.step()
     assert steps(store) == [1]
+    assert (run / "backup.json").stat() == news
 
 
 def test_next_session_uploads_nothing_that_the_store_has(run: Path) -> None:
