@@ -67,7 +67,7 @@ def account(place: Path, **changes: Any) -> tuple[Kaggle, dict[str, Any]]:
     values = training.settings(place / "made", **{"epochs": 100, **changes})
     kaggle.attach(Path(values["data"]).parent, "datasets/somebody/shapes")
     model = kaggle.attach(Path(values["model"]), "tiny/tiny-detect.yaml")
-    return kaggle, {**values, "data": "auto", "model": str(model)}
+    return kaggle, {**values, "data": "auto", "model": str(model), "patience": 0}
 
 
 def hours(seconds: float) -> dict[str, Any]:
