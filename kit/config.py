@@ -45,6 +45,8 @@ class KitSettings:
     max_lost_s: float = 30.0
     max_cost_percent: float = 1.0
     session_hours: float | str = "auto"
+    processes: int | str = "auto"
+    ranks: int | str = "auto"
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ def _check_own(name: str, value: Any) -> None:
             or ".." in Path(value).parts
         ):
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
+    elif name in ("processes", "ranks"):
+        if value != "auto" and not (positive and isinstance(value, int)):
+            raise ConfigError(f"The setting 'kit.{name}' must be 'auto' or 1, 2, 3, ... but got {value!r}.")
     elif not positive and not (name == "session_hours" and value == "auto"):
         wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"
         raise ConfigError(f"The setting 'kit.{name}' must be {wanted} but got {value!r}.")

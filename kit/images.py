@@ -9,6 +9,7 @@ in memory holds those that the samples around the current position are made of.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import multiprocessing
@@ -92,7 +93,9 @@ class ImageCache:
         return (type(None), ())
 
 
-def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -> tuple[ImageCache | None, bool]:
+def cache_for(
+    files: Sequence[str], slot_bytes: int, ring: int, words: object, processes: int = 1
+) -> tuple[ImageCache | None, bool]:
     """Make the cache for a data set.
 
     Args:
@@ -100,6 +103,7 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
         slot_bytes: Size of the largest image when decoded and resized.
         ring: Images that samples made at the same time draw from: with so many slots, none is taken from under another.
         words: What else decides on the decoded pixels.
+        processes: That make a ring of their own on this machine; a file they share.
 
     Returns:
         The cache, or None, and whether it has a slot for every image (else image n of the order has slot n modulo
@@ -118,18 +122,21 @@ def cache_for(files: Sequence[str], slot_bytes: int, ring: int, words: object) -
             return ImageCache(len(files), slot_bytes, folder / name), True
         except OSError:
             pass  # no room even for the heads: the ring will do
-    slots = min(ring, int(RING_SHARE * memory) // slot_bytes)
+    slots = min(ring, int(RING_SHARE * memory / processes) // slot_bytes)
     return (ImageCache(slots, slot_bytes, contested=slots < ring), False) if slots else (None, False)
 
 
 def _open(path: Path, heads: int, size: int) -> int:
     """Open or make the file; its heads have room on the disk, its images get theirs as they come."""
-    new = not path.exists()
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if new or os.fstat(file).st_size != size:
-        os.ftruncate(file, 0)
-        os.pwrite(file, bytes(heads), 0)
-        os.ftruncate(file, size)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process that trains too may be making it
+        if os.fstat(file).st_size != size:
+            os.ftruncate(file, 0)
+            os.pwrite(file, bytes(heads), 0)
+            os.ftruncate(file, size)
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
     return file
 
 

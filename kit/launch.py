@@ -2,7 +2,8 @@
 
 Training runs in a child: a crash leaves the notebook's kernel alive, and the GPU's memory is free afterwards. The
 child has a process group of its own, so that only this parent forwards a stop; it writes to `train.log`, never into a
-pipe, and this parent follows the file.
+pipe, and this parent follows the file. Where several GPUs train, torchrun is put in front of the same command; of the
+processes that it starts, the first one writes to `train.log`, and the others to `train-1.log` and so on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module, data, session, status, storage
+from kit import agent, config as config_module, data, session, status, storage
 from kit.config import Config
-from kit.errors import CheckpointError
+from kit.errors import CheckpointError, Stopped
 from kit.worker import PARENT
 
 LOG = "train.log"
@@ -77,7 +78,9 @@ def run(
     if resume == "never" and (old := storage.set_run_aside(folder)):
         follow(f"The old run was moved to {old}\n", config)
         storage.make_folder(folder)
-    command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
+    several = (count := processes(config)) > 1
+    command = [*(agent.command(count) if several else [sys.executable]), "-m", "kit", "train", "--resume", resume]
+    command += words
     if path is not None:
         command += ["--config", str(path)]
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
@@ -86,11 +89,25 @@ def run(
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    code = _watch(command, folder, tell)
+    code = _watch(command, folder, tell, count)
+    if several and not code and status.read(folder).get("state") == "stopped":
+        code = Stopped.exit_code
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
     if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
         shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
+
+
+def processes(config: Config) -> int:
+    """Return how many processes train: one per GPU, of those that `device` names or else of all visible ones."""
+    if isinstance(config.kit.processes, int):
+        return config.kit.processes
+    device, visible = config.get("device"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device in (None, ""):
+        device = visible
+    count = len(session.gpus()) if device is None else str(device).count(",") + 1
+    batch = config.get("batch")
+    return max(min(count, batch) if batch >= 1 else count, 1)
 
 
 def _error(lines: list[str]) -> str:
@@ -98,7 +115,7 @@ def _error(lines: list[str]) -> str:
     return said[-1] if said else "\n".join(lines[-15:])
 
 
-def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> int:
+def _watch(command: list[str], folder: Path, follow: Callable[[str], None], processes: int) -> int:
     environment = {
         **os.environ,
         PARENT: str(os.getpid()),
@@ -106,6 +123,8 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
         "PYTHONPATH": os.pathsep.join(filter(None, [str(session.REPOSITORY), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
     }
+    if processes > 1:  # else torchrun takes it to 1
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
     log = folder / LOG
     with open(log, "ab") as output, open(log, "rb") as tail, _forwarding() as asked:
         tail.seek(0, os.SEEK_END)
@@ -118,7 +137,7 @@ def _watch(command: list[str], folder: Path, follow: Callable[[str], None]) -> i
                 follow(decode(tail.read()))
                 if len(asked) > sent:
                     sent = len(asked)
-                    child.send_signal(signal.SIGTERM)
+                    child.send_signal(signal.SIGTERM if processes == 1 else agent.STOP)
                 time.sleep(POLL_S)
         except BaseException:
             child.terminate()  # a failing follower must not leave training behind

@@ -36,6 +36,7 @@ FLOORS = {
     "dashboard": 4,
     "launch": 5,
     "worker": 5,
+    "agent": 5,
     "cli": 6,
     "notebook": 6,
     "__init__": 6,
@@ -163,6 +164,7 @@ def test_public_names_are_pinned() -> None:
         ("MismatchError", 2),
         ("StorageError", 2),
         ("BusyError", 1),
+        ("LostError", 76),
         ("Stopped", 75),
     ],
 )

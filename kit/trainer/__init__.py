@@ -1,82 +1,153 @@
 """The training process: the only place that knows Ultralytics.
 
 `train` is what runs in the child: it takes the run folder's lock, finds the checkpoint to go on from, builds the
-trainer of the task and trains.
+trainer of the task and trains. Of several processes one does so, and the others are told what it found.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
+import torch
 from ultralytics import settings as ultralytics_settings
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module, data, session, status as status_module, storage
+from kit import config as config_module, data, discovery, session, status as status_module, storage
 from kit.config import Config
-from kit.errors import ConfigError, Stopped
-from kit.session import Limit
+from kit.errors import ConfigError, InputError, Stopped
+from kit.session import Limit, World
 from kit.status import Status, duration
 from kit.storage import Lock
 from kit.trainer.loop import Resumable
+from kit.trainer.ranks import ALONE, Ranks, one_by_one
 from kit.trainer.resume import choose, complete, identify
 from kit.trainer.run import STOCK, Run
+from kit.trainer.several import Several
+from kit.trainer.state import versions
 
 TRAINERS: dict[str, type] = {
     task: type(f"Resumable{stock.__name__}", (Resumable, stock), {}) for task, stock in STOCK.items()
 }
 
 
-def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda: "") -> None:
+def train(config: Config, resume: str = "auto", stop: Callable[[], str] = lambda: "", world: World = ALONE) -> None:
     """Train a run to its end, from where its newest good checkpoint stands.
 
     Args:
         config: The settings.
         resume: `auto` finds the checkpoint, `never` starts anew, anything else is the path of one.
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
+        world: The processes that call this together.
 
     Raises:
         InputError: Something given cannot be used; nothing was written.
         BusyError: Another process trains this run.
+        LostError: Another of the processes that train together has ended.
         Stopped: Training was stopped; running again goes on.
     """
     quiet()
-    dataset = data.resolve(str(config.get("data")))
+    with one_by_one():
+        dataset = data.resolve(str(config.get("data")))
     identity = identify(config, dataset)
     overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
     overrides["save_dir"] = str(config.run_folder)
     try:
         get_cfg(overrides=overrides)
-        device = parse_device(config.get("device"))
-        if "," in device:
-            raise ValueError(f"several devices ({device}) are not supported yet: give one, device=0")
+        device, alone = _device(config, world)
         select_device(device, verbose=False)
     except (ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    if world.size > 1:
+        overrides["device"] = device
+    with Ranks(world, cuda=torch.cuda.is_available() and device != "cpu" and alone) as ranks, ExitStack() as stack:
+        if world.size > world.local_size:
+            ranks.elect(_steps(config, resume, identity) if world.local_rank == 0 else -1)
+        run = _open(config, resume, identity, stop, ranks, stack)
+        if run is not None and ranks.own:
+            _train(run, overrides)
 
-    folder = config.run_folder
-    if resume == "never":
-        storage.set_run_aside(folder)
-    storage.make_folder(folder / "checkpoints")
-    with Lock(folder / ".lock"):
+
+def _device(config: Config, world: World) -> tuple[str, bool]:
+    """Return the device that this process trains on, and whether it is the only one of its machine there."""
+    device: str = parse_device(config.get("device"))
+    if world.size == 1:
+        if "," in device:
+            raise ValueError(f"device={device} needs one process per device: kit.processes=auto")
+        return device, True
+    devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
+    return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
+
+
+def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
+    """Return the steps of the checkpoint that this machine would go on from, or -1."""
+    try:
+        if resume == "auto":
+            found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
+        else:
+            found = [discovery.look(Path(resume).expanduser(), verify=False)] if resume != "never" else []
+    except InputError:
+        return -1  # if none can go on from one, the process that leads says why
+    return max((each.summary.global_step for each in found if each.summary), default=-1)
+
+
+def _open(
+    config: Config, resume: str, identity: dict[str, Any], stop: Callable[[], str], ranks: Ranks, stack: ExitStack
+) -> Run | None:
+    """Find out, in the process that leads, where the run stands, and tell the others; None where it is finished."""
+    limit = session.Limit(config.kit.session_hours)
+    if ranks.leads:
+        folder = config.run_folder
+        if resume == "never":
+            storage.set_run_aside(folder)
+        storage.make_folder(folder / "checkpoints")
+        stack.enter_context(Lock(folder / ".lock"))
         storage.sweep(folder)
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
-        limit = session.Limit(config.kit.session_hours)
-        run = Run(config, folder, identity, status, stop, choose(config, resume, identity, status), limit)
-        if run.resumed and complete(config, run.resumed) and _finished(before, run):
+        resumed = choose(config, resume, identity, status)
+    else:  # nobody looks for what Ultralytics writes there
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
+        before, status, resumed = {}, Status(folder, silent=True), None
+    resumed = ranks.share(lambda: resumed)
+    run = Run(config, folder, identity, status, stop, resumed, limit, ranks)
+    if ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run))):
+        if resumed and ranks.leads:
             status.values = before
-            best = run.resumed["best_map"] or 0.0
-            status.say(f"This run is finished: {run.resumed['epoch']} epochs, best mAP {best:.4f}.")
+            best = resumed["best_map"] or 0.0
+            status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
             status.say("Raise epochs to go on, or start anew with --resume never.")
-            return
-        _train(run, overrides)
+        return None
+    _deal(run)
+    return run
+
+
+def _deal(run: Run) -> None:
+    """Decide how many slices a batch is cut into, for the life of the run, and deal them out to the processes."""
+    ranks, wanted, say = run.ranks, run.config.kit.ranks, run.status.say
+    processes = ranks.world.size
+    before = run.resumed.get("ranks", 1) if run.resumed else processes
+    ranks.form(before if isinstance(wanted, str) else wanted)
+    if ranks.logical > 1:
+        some = f"{ranks.size} processes" if ranks.size > 1 else "one process"
+        say(f"Each batch is cut into {ranks.logical} slices, which {some} will run")
+    if run.resumed and before != ranks.logical:
+        say(f"Not exact from here on: a batch was cut into {before} before, and is cut into {ranks.logical} now")
+    if processes > ranks.size:
+        say(
+            f"{processes - ranks.size} of {processes} processes have nothing to do, because this run cuts each batch "
+            f"into {ranks.logical}. To use them, no longer exactly: kit.ranks={processes}"
+        )
 
 
 def _finished(before: dict[str, Any], run: Run) -> bool:
@@ -92,8 +163,11 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)
+    kind = TRAINERS[run.identity["task"]]
+    if run.ranks.logical > 1:
+        kind = _several(run, overrides)
     try:
-        trainer = TRAINERS[run.identity["task"]](run, overrides)
+        trainer = kind(run, overrides)
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")
@@ -106,6 +180,20 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(now=True, state="finished", best_map=trainer.best_map)
     best = f"best mAP {trainer.best_map:.4f} in {trainer.best}" if trainer.best_map is not None else "no validation"
     status.say(f"Training finished: {len(trainer.history)} epochs, {best}")
+
+
+def _several(run: Run, overrides: dict[str, Any]) -> type:
+    """Make ready for training in slices, and return the trainer that does it."""
+    ranks = run.ranks
+    overrides["plots"] = ranks.leads and run.config.get("plots")
+    overrides["save_dir"] = str(run.folder)
+    members = ranks.gather({"pid": os.getpid(), "host": socket.gethostname(), "versions": versions()})
+    run.status.update(now=True, processes=[{name: each[name] for name in ("pid", "host")} for each in members])
+    if any(each["versions"] != members[0]["versions"] for each in members):
+        kinds = "; ".join(f"{each['host']}: {each['versions']}" for each in members)
+        run.status.say(f"WARNING: The processes differ, and their weights will drift apart by rounding: {kinds}")
+    stock = STOCK[run.identity["task"]]
+    return type(f"Several{stock.__name__}", (Several, stock), {})
 
 
 def _left(trainer: Any, limit: Limit) -> str:
