@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import training
 import yaml
 from PIL import Image
 from test_data import snapshot
+from training import differences
 
 from kit import images, session, status
 from kit.errors import DataError
@@ -58,9 +60,12 @@ def test_training_leaves_no_trace_in_the_data_set(place: Path, task: str, cache:
         add(folder, "tail", more=b"what a camera put there")
         add(folder, "cut", share=0.5)
     before = list(snapshot(place / "input"))
-    training.train(values)
+    trained = training.train(values)
     assert list(snapshot(place / "input")) == before
-    assert (place / "scratch").is_dir()
+    for planted in [*folder.rglob("*.npy"), *folder.rglob("*.cache")]:
+        planted.unlink()
+    clean = training.train({**values, "cache": False, "kit.run": "runs/clean"})
+    assert differences(clean, trained) == []
 
 
 @pytest.mark.parametrize("cache", [False, "disk"])
@@ -104,6 +109,18 @@ def test_cache_on_disk_may_be_larger_than_memory(place: Path, monkeypatch: pytes
     assert cache is not None
     assert complete
     assert len(list((session.scratch() / "images").iterdir())) == 1
+
+
+@pytest.mark.parametrize("cache", [False, "disk"])
+def test_cache_on_disk_is_asked_for_by_the_setting(
+    place: Path, monkeypatch: pytest.MonkeyPatch, cache: bool | str
+) -> None:
+    """A machine with next to no memory decodes each image anew unless it is told otherwise."""
+    values, _ = attach(place, cache=cache)
+    real = os.sysconf
+    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else real(name))
+    training.train(values)
+    assert len(list((session.scratch() / "images").iterdir())) == bool(cache)
 
 
 def test_run_folder_has_the_description_that_was_used(place: Path) -> None:

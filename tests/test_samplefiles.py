@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> Path:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/0.jpg").write_bytes(b"x")
     (tmp_path / "images/linked").symlink_to(tmp_path / "more")
-    lines = ["./images/b.jpg", "./images/none.jpg", str(tmp_path / "more/0.jpg"), "", "elsewhere/1.jpg", "notes.txt"]
+    lines = ["./images/b.jpg", "./images/none.jpg", str(tmp_path / "more/0.jpg"), "", "odd./1.jpg", "notes.txt"]
     (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8-sig")
     return tmp_path
 
