@@ -43,7 +43,7 @@ margin:14px 0 4px}
 .kit-plot{position:relative;height:150px;margin:5px 4px 19px 40px;font-size:11px}
 .kit-none{display:flex;align-items:center;justify-content:center;border:1px dashed rgba(128,128,128,.4);
 border-radius:5px;margin-left:0;opacity:.6}
-.kit-plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:hidden}
+.kit .kit-plot svg{position:absolute;inset:0;width:100%;height:100%!important;max-width:none;overflow:hidden}
 .kit-plot path{fill:none;stroke-width:1.8;vector-effect:non-scaling-stroke;stroke-linejoin:round;stroke-linecap:round}
 .kit-plot path.kit-grid{stroke:currentColor;opacity:.13;stroke-width:1}
 .kit-plot path.kit-mark{stroke:currentColor;opacity:.5;stroke-width:1;stroke-dasharray:3 3;stroke-linecap:butt}
