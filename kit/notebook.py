@@ -93,7 +93,7 @@ SETTINGS = dict(
 
 TRAIN = """\
 # Goes on from the newest good checkpoint, or starts. The stop button saves and ends it; run the cell again to go on.
-# Close the page or the computer: training goes on. After a reload open runs/train/progress.html, which is alive.
+# Close the page or the computer: training goes on. After a reload look into runs/train/progress.html.
 result = kit.train(**SETTINGS)"""
 
 PROGRESS = """\

@@ -118,8 +118,11 @@ def test_fault_of_the_dashboard_does_not_end_training(settings: Config, capsys: 
     assert printed.endswith("first\nsecond\n")
 
 
-def test_page_of_its_own_is_alive_until_the_end(settings: Config) -> None:
-    """`progress.html` reloads itself while training runs, and no longer."""
+def test_page_of_its_own_is_alive_until_the_end(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`progress.html` reloads itself while training runs, and no longer; under Notebook 6 never."""
+    Board("live", Screen()).follow("", settings)
+    assert 'http-equiv="refresh"' not in (settings.run_folder / "progress.html").read_text()
+    monkeypatch.setenv("JPY_SESSION_NAME", "train.ipynb")
     board = Board("live", Screen())
     board.follow("", settings)
     page = (settings.run_folder / "progress.html").read_text()

@@ -6,8 +6,8 @@ Widgets are not needed: their values are lost in a batch run, and relative links
 rarely, so that nobody's click meets a link that is just being replaced.
 
 In a batch run and in a terminal nothing is updated: the run's own lines are printed, and a batch run gets one last
-card. `progress.html` in the run folder is the same dashboard for a tab of its own: a page that was reloaded gets no
-updates while the cell runs.
+card. `progress.html` in the run folder is the same dashboard as a page of its own: a notebook that was reloaded gets no
+updates while the cell runs. A new tab keeps it up to date under Jupyter Server; elsewhere it is reloaded by hand.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ class Board:
         live = self.mode == "live"
         self._show(html, page.text(facts, messages=live), f"{self._id}-board", update)
         if live and (self._due("page", PAGE_S) or last):
+            again = not last and "JPY_SESSION_NAME" in os.environ  # Notebook 6 turns pages that reload themselves away
             with suppress(StorageError):  # a full disk has a warning of its own
-                write_page(self.folder / PAGE, html, reload=not last)
+                write_page(self.folder / PAGE, html, again)
 
     def _draw_downloads(self, update: bool = True) -> None:
         assert self.folder is not None
@@ -161,8 +162,8 @@ def offer(downloads: Downloads, folder: Path) -> tuple[str, str]:
         return html, text
     more = []
     if (folder / PAGE).exists() and session.run_type() != "batch":
-        address = link(folder / PAGE, "", start, "the dashboard in a tab of its own")
-        more.append(f"{address}, alive when this page was reloaded")
+        address = link(folder / PAGE, "", start, "the dashboard as a page of its own")
+        more.append(f"{address}, for when this one was reloaded and stands still")
     if (folder / LOG).exists():
         more.append(link(folder / LOG, LOG, start, "the whole log"))
     return f'{html}<div class="kit kit-note">{" · ".join(more)}</div>' if more else html, text
