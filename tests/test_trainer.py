@@ -161,6 +161,15 @@ def test_best_model_is_rewritten_only_for_a_greater_map(place: Path) -> None:
     assert best["epoch"] == first
 
 
+def test_stop_is_told_at_its_place_however_fast_training_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two writes of the status several epochs may pass: the last word is where training stands."""
+    monkeypatch.setattr(status, "EVERY", 3600.0)
+    with pytest.raises(Stopped):
+        training.train(training.settings(place, val=False), stop=training.stop_at(7))
+    seen = status.read(place / "working/runs/train")
+    assert (seen["state"], seen["completed"], seen["epoch"], seen["batch"], seen["batches"]) == ("stopped", 2, 3, 1, 3)
+
+
 def test_run_remembers_where_its_sessions_began(place: Path) -> None:
     """In epochs, in the checkpoint: each session may have had another disk."""
     values = training.settings(place, val=False)

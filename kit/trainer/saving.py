@@ -176,30 +176,30 @@ class Saving(Setup):
                 if not self.last.exists():
                     raise
             self._tell_saves()
+            self.run.status.update(**self._place())
             raise Stopped(reason)
 
     def _report(self) -> None:
         self._tell_saves()
         if self.run.status.due():
-            losses = {name: float(value) for name, value in (self.tloss or {}).items()}
-            elapsed = time.monotonic() - self.train_time_start
-            self.run.status.update(
-                state="training",
-                epoch=self.epoch + 1,
-                epochs=self.epochs,
-                batch=self.batch,
-                batches=len(self.train_loader),
-                losses=losses,
-                elapsed_s=elapsed,
-                best_map=self.best_map,
-                **self.run.limit.report(),
-            )
+            self.run.status.update(state="training", **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        """Return for `status.json` where training stands."""
+        return {
+            "epoch": self.epoch + 1,
+            "epochs": self.epochs,
+            "batch": self.batch,
+            "batches": len(self.train_loader),
+            "losses": {name: float(value) for name, value in (self.tloss or {}).items()},
+            "elapsed_s": time.monotonic() - self.train_time_start,
+            "best_map": self.best_map,
+            **self.run.limit.report(),
+        }
 
     def _report_epoch(self) -> None:
         current, word = self._current_map(), "fitness" if self.args.task == "classify" else "mAP50-95"
         losses = "  ".join(f"{name} {float(value):.4f}" for name, value in self.tloss.items())
         found = f"  {word} {current:.4f}  best {self.best_map:.4f}" if current is not None else ""
         tell(f"epoch {self.epoch + 1}/{self.epochs}  {losses}{found}  {self.epoch_time:.1f} s")
-        self.run.status.update(
-            now=True, state="training", map=current, best_map=self.best_map, completed=self.epoch + 1
-        )
+        self.run.status.update(now=True, state="training", map=current, completed=self.epoch + 1, **self._place())
