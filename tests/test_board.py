@@ -136,9 +136,25 @@ def test_run_that_ended_with_an_error_is_shown_as_failed(settings: Config) -> No
     """Its file may say «training» for ever."""
     screen = Screen()
     board = Board("live", screen)
+    (settings.run_folder / "checkpoints/latest.pt").write_bytes(b"a checkpoint")
     board.follow("", settings)
     board.close(failed=True)
     assert "<b>Failed</b>" in screen["board"]
+
+
+def test_run_that_never_began_leaves_the_word_to_the_error(place: Path) -> None:
+    """A setting that the trainer refuses: neither an empty dashboard nor empty downloads stand over the box."""
+    screen, checked = Screen(), config.load(None, {"model": "yolov8n.yaml", "data": "shapes"})
+    runs.write(checked.run_folder)
+    board = Board("live", screen)
+    board.follow("", checked)
+    board.close(failed=True)
+    assert list(screen.shown.values()) == ["", ""]
+    batch = Screen()
+    board = Board("last", batch)
+    board.follow("", checked)
+    board.close(failed=True)
+    assert batch.shown == {}
 
 
 def test_progress_is_a_dict_that_a_notebook_shows_as_the_dashboard(settings: Config) -> None:

@@ -113,7 +113,10 @@ class Board:
         live = self.mode == "live"
         if not live:
             self._downloads.clear()
-        self._downloads.settle()
+        if not self._downloads.settle() and failed:  # before the first checkpoint: the error's box says it all
+            for name in ("board", "files") if live else ():
+                self._show("", "", f"{self._id}-{name}", update=True)
+            return
         self._draw(update=live, last=True, failed=failed)
         self._draw_downloads(update=live)
 
