@@ -82,6 +82,8 @@ def test_batch_run_prints_its_lines_and_shows_one_last_card(
     settings: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The saved file keeps what a display shows at last; there are no second names in the output."""
+    (settings.run_folder / "downloads").mkdir()
+    (settings.run_folder / "downloads/best-e001-00000000.pt").write_bytes(b"of an interactive session")
     screen = Screen()
     board = Board("last", screen)
     board.follow("epoch 1/20\n", settings)
