@@ -49,6 +49,8 @@ class KitSettings:
     session_hours: float | str = "auto"
     backup: str | None = None
     remind_epochs: int = 25
+    processes: int | str = "auto"
+    ranks: int | str = "auto"
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,9 @@ def _check_own(name: str, value: Any) -> None:
             raise ConfigError(
                 f"The setting 'kit.remind_epochs' must be a number of epochs, 0 for never, but got {value!r}."
             )
+    elif name in ("processes", "ranks"):
+        if value != "auto" and not (positive and isinstance(value, int)):
+            raise ConfigError(f"The setting 'kit.{name}' must be 'auto' or 1, 2, 3, ... but got {value!r}.")
     elif not positive and not (name == "session_hours" and value == "auto"):
         wanted = "'auto' or a positive number" if name == "session_hours" else "a positive number"
         raise ConfigError(f"The setting 'kit.{name}' must be {wanted} but got {value!r}.")

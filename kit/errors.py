@@ -9,6 +9,7 @@ KitError                    exit code 1
 │   ├── MismatchError       a good checkpoint that belongs to other settings
 │   └── StorageError        a folder or a disk that cannot take what has to be written
 ├── BusyError               1: another process holds the run folder
+├── LostError               76: another process of the same training has ended; `kit train` exits with that one's code
 └── Stopped                 75: stopped before the end, with a good latest.pt
 
 A message says what, the value, and the next step. The command line prints it as one sentence, without a traceback.
@@ -60,6 +61,12 @@ class StorageError(InputError):
 
 class BusyError(KitError):
     """Another process writes into the run folder."""
+
+
+class LostError(KitError):
+    """Another of the processes that train together has ended, or can no longer be reached."""
+
+    exit_code = 76
 
 
 class Stopped(KitError):

@@ -9,6 +9,7 @@ in memory holds those that the samples around the current position are made of.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import multiprocessing
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy
 
-from kit import session, storage
+from kit import machine, session, storage
 
 RING_SHARE = 0.125  # most that a ring may take of the machine's memory
 SHARE = 0.5  # most that a file may take of what is free in scratch, and of the machine's memory
@@ -93,7 +94,7 @@ class ImageCache:
 
 
 def cache_for(
-    files: Sequence[str], slot_bytes: int, ring: int, words: object, on_disk: bool = False
+    files: Sequence[str], slot_bytes: int, ring: int, words: object, on_disk: bool = False, processes: int = 1
 ) -> tuple[ImageCache | None, bool]:
     """Make the cache for a data set.
 
@@ -103,13 +104,14 @@ def cache_for(
         ring: Images that samples made at the same time draw from: with so many slots, none is taken from under another.
         words: What else decides on the decoded pixels.
         on_disk: The user wants them on the disk, whether or not they would fit into memory.
+        processes: That make a ring of their own on this machine; a file they share.
 
     Returns:
         The cache, or None, and whether it has a slot for every image (else image n of the order has slot n modulo
         `slots`).
     """
     folder = session.scratch() / "images"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory, _ = machine.memory()
     folder.mkdir(exist_ok=True)
     name = f"{_digest(files, (slot_bytes, words))}.images"
     for other in folder.iterdir():
@@ -121,18 +123,21 @@ def cache_for(
             return ImageCache(len(files), slot_bytes, folder / name), True
         except OSError:
             pass  # no room even for the heads: the ring will do
-    slots = min(ring, int(RING_SHARE * memory) // slot_bytes)
+    slots = min(ring, int(RING_SHARE * memory / processes) // slot_bytes)
     return (ImageCache(slots, slot_bytes, contested=slots < ring), False) if slots else (None, False)
 
 
 def _open(path: Path, heads: int, size: int) -> int:
     """Open or make the file; its heads have room on the disk, its images get theirs as they come."""
-    new = not path.exists()
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if new or os.fstat(file).st_size != size:
-        os.ftruncate(file, 0)
-        os.pwrite(file, bytes(heads), 0)
-        os.ftruncate(file, size)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process that trains too may be making it
+        if os.fstat(file).st_size != size:
+            os.ftruncate(file, 0)
+            os.pwrite(file, bytes(heads), 0)
+            os.ftruncate(file, size)
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
     return file
 
 

@@ -2,7 +2,8 @@
 
 Training runs in a child: a crash leaves the notebook's kernel alive, and the GPU's memory is free afterwards. The
 child has a process group of its own, so that only this parent forwards a stop; it writes to `train.log`, never into a
-pipe, and this parent follows the file.
+pipe, and this parent follows the file. Where several GPUs train, torchrun is put in front of the same command; of the
+processes that it starts, the first one writes to `train.log`, and the others to `train-1.log` and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kit import backup, config as config_module, data, scores, session, status, storage
+from kit import agent, backup, config as config_module, data, machine, scores, session, status, storage
 from kit.config import Config
 from kit.errors import CheckpointError, KitError, Stopped
 from kit.worker import PARENT
@@ -75,25 +76,40 @@ def run(
     new = not folder.exists()
     storage.make_folder(folder)
     storage.make_room(folder, 0)  # the log lies there too
-    command = [sys.executable, "-m", "kit", "train", "--resume", resume, *words]
+    arguments = ["train", "--resume", resume, *words]
     if path is not None:
-        command += ["--config", str(path)]
+        arguments += ["--config", str(path)]
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
 
     def tell(text: str) -> None:
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    code = _watch(command, config, tell, backup.FETCH) if config.kit.backup else 0
+    count = processes(config)
+    code = _watch(arguments, config, tell, task=backup.FETCH) if config.kit.backup else 0
     if code == 0:
         if resume == "never" and (old := storage.set_run_aside(folder)):
             follow(f"The old run was moved to {old}\n", config)
             storage.make_folder(folder)
-        code = _watch(command, config, tell)
+        code = _watch(arguments, config, tell, count)
+        if count > 1 and code == 0 and status.read(folder).get("state") != "finished":
+            code = Stopped.exit_code  # torchrun knows only 0 and 1
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
     if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
         shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
+
+
+def processes(config: Config) -> int:
+    """Return how many processes train: one per GPU, of those that `device` names or else of all visible ones."""
+    if isinstance(config.kit.processes, int):
+        return config.kit.processes
+    device, visible = config.get("device"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device in (None, ""):
+        device = visible
+    count = len(session.gpus()) if device is None else str(device).count(",") + 1
+    batch = config.get("batch")
+    return max(min(count, batch) if batch >= 1 else count, 1)
 
 
 def _error(lines: list[str]) -> str:
@@ -144,28 +160,39 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _start(command: list[str], output: BinaryIO, task: str) -> subprocess.Popen[bytes]:
-    environment = {**_environment(), **({backup.TASK: task} if task else {})}
+def _start(arguments: list[str], output: BinaryIO, processes: int = 1, task: str = "") -> subprocess.Popen[bytes]:
+    """Start `python -m kit`, several times where several processes train together."""
+    environment, python = {**_environment(), **({backup.TASK: task} if task else {})}, [sys.executable]
+    if processes > 1:
+        python = agent.command(processes)
+        environment.setdefault("OMP_NUM_THREADS", str(max(int(machine.cores()) // processes, 1)))  # else 1
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+        [*python, "-m", "kit", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        process_group=0,
     )
 
 
-def _watch(command: list[str], config: Config, follow: Callable[[str], None], task: str = "") -> int:
-    """Start a process and wait for its end; beside the one that trains, another keeps backups."""
+def _watch(
+    arguments: list[str], config: Config, follow: Callable[[str], None], processes: int = 1, task: str = ""
+) -> int:
+    """Start a process, or several, and wait for the end; beside those that train, another keeps backups."""
     log = config.run_folder / LOG
     with open(log, "ab") as output, open(log, "rb") as tail, _forwarding() as asked:
         tail.seek(0, os.SEEK_END)
-        child, keeper = _start(command, output, task), None
+        child, keeper = _start(arguments, output, processes, task), None
         sent, decode = 0, codecs.getincrementaldecoder("utf-8")("replace").decode
         try:
             if config.kit.backup and not task:
-                keeper = _start(command, output, backup.KEEP)
+                keeper = _start(arguments, output, task=backup.KEEP)
             while child.poll() is None:
                 follow(decode(tail.read()))
                 if len(asked) > sent:
                     sent = len(asked)
-                    child.send_signal(signal.SIGTERM)
+                    child.send_signal(signal.SIGTERM if processes == 1 else agent.STOP)
                     follow("Stopping: the last checkpoint is being written ...\n")
                 time.sleep(POLL_S)
             if keeper is not None:
@@ -182,6 +209,9 @@ def _watch(command: list[str], config: Config, follow: Callable[[str], None], ta
                 keeper.wait()
                 backup.sweep(config.run_folder)
         follow(decode(tail.read()))
+        if sent and -child.returncode in (signal.SIGTERM, agent.STOP):
+            follow("Stopped before training began: run again.\n")
+            return Stopped.exit_code
         if child.returncode < 0:
             name = signal.Signals(-child.returncode).name
             text = f"error: The training process was ended by {name}: run again to go on from the last checkpoint.\n"

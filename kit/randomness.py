@@ -59,7 +59,13 @@ class EpochOrder:
         epochs: The iterator ends with this epoch, so that nothing is prefetched for one that never comes.
         seed: Of the shuffle.
         shuffle: Off, every epoch goes from first to last.
+
+    Attributes:
+        own: The ranks whose slices of a batch are wanted, out of `ranks`; None leaves batches whole.
     """
+
+    own: range | None = None
+    ranks = 1
 
     def __init__(self, samples: int, batch_size: int, epochs: int, seed: int, shuffle: bool = True) -> None:
         self.samples, self.batch_size, self.epochs, self.seed, self.shuffle = samples, batch_size, epochs, seed, shuffle
@@ -90,18 +96,25 @@ class EpochOrder:
         last = block == self.samples // size - 1  # the remainder of the epoch belongs to it
         return range(block * size, self.samples if last else (block + 1) * size)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Yield the batches from `start` to the end of the last epoch."""
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield the batches from `start` to the end of the last epoch, or of each the slices of the `own` ranks."""
         first, skip = self.start
         for epoch in range(first, self.epochs):
             for at in range(skip * self.batch_size, self.samples, self.batch_size):
-                yield [Sample(epoch, position) for position in range(at, min(at + self.batch_size, self.samples))]
+                batch = [Sample(epoch, position) for position in range(at, min(at + self.batch_size, self.samples))]
+                yield batch if self.own is None else [cut(batch, rank, self.ranks) for rank in self.own]
             skip = 0
 
     @property
     def sampler(self) -> EpochOrder:
         """Ultralytics' loader asks its batch sampler's `sampler` for the number of batches."""
         return self
+
+
+def cut(batch: list[Sample], rank: int, ranks: int) -> list[Sample]:
+    """Return one of the `ranks` slices of a batch: contiguous, as equal as can be, the first empty only if all are."""
+    first, last = (-(-len(batch) * number // ranks) for number in (rank, rank + 1))
+    return batch[first:last]
 
 
 def generators() -> tuple[Any, Any, torch.Tensor, list[torch.Tensor]]:

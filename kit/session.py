@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kit.errors import ConfigError, StorageError
 
@@ -25,6 +25,15 @@ MARGIN_S = 120.0  # seconds kept for the notebook's last cells, beside three tim
 BACKUP_S = 120.0  # seconds kept for the last backup, where there is one
 LARGEST_RESERVE = 0.1  # share of the session that stopping early may cost
 HOURS = {"gpu": 12.0, "cpu": 12.0, "tpu": 9.0}  # Kaggle's limit for one session
+
+
+class World(NamedTuple):
+    """This process among those that train together, counted as torchrun does: over all machines, and on this one."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
 
 
 def on_kaggle() -> bool:
@@ -189,14 +198,28 @@ def import_path() -> str:
     return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 
+def world() -> World:
+    """Return which of torchrun's processes this is; ask before `prepare_environment`."""
+    if not {"TORCHELASTIC_RUN_ID", "RANK"} <= os.environ.keys():
+        return World()
+    return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
 def prepare_environment() -> None:
     """Keep Ultralytics quiet and at home; call it before the first import of ultralytics.
 
-    Its settings and downloads go to scratch, it does not look for the internet, and a model file is read through its
-    allow-list of classes. A variable that is set already is left alone, but for the last.
+    Its settings and downloads go to scratch, it does not look for the internet, a model file is read through its
+    allow-list of classes, and each of several processes looks like the only one, with settings of its own. A variable
+    that is set already is left alone, but for the last two.
     """
+    home = scratch()
+    if number := world().local_rank:
+        home = home / f"process-{number}"
+        home.mkdir(exist_ok=True)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)  # that several train together is the kit's business
     for name, value in {
-        "YOLO_CONFIG_DIR": str(scratch()),
+        "YOLO_CONFIG_DIR": str(home),
         "YOLO_OFFLINE": "true",
         "YOLO_VERBOSE": "false",
     }.items():

@@ -27,10 +27,11 @@ class Status:
 
     Args:
         folder: The run folder.
+        silent: Print nothing: another process tells the same.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self.path, self.silent = folder / NAME, silent
         self.values: dict[str, Any] = {"pid": os.getpid(), "messages": []}
         self._next = 0.0
         self._pool = ThreadPoolExecutor(1, "status")
@@ -60,7 +61,8 @@ class Status:
 
     def say(self, line: str) -> None:
         """Print one line for the user and keep it in the file, where the notebook finds it."""
-        tell(line)
+        if not self.silent:
+            tell(line)
         self.update(now=True, messages=[*self.values["messages"], line])
 
 

@@ -8,12 +8,13 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import TextIO
 
 from kit import session
 from kit.config import Config
-from kit.errors import KitError
+from kit.errors import KitError, LostError, Stopped
 
-PARENT = "KIT_PARENT"  # set by the launcher: its process id
+PARENT = "KIT_PARENT"  # set by the launcher, and by torchrun as it starts it: its process id
 ORPHAN_S = 20  # seconds that a process whose parent died has to save and leave
 
 
@@ -23,10 +24,14 @@ def is_worker() -> bool:
 
 
 class Stop:
-    """Tells the trainer when to stop because of a signal; it is asked after every batch."""
+    """Tells the trainer when to stop because of a signal; it is asked after every batch.
 
-    def __init__(self) -> None:
-        self.reason = ""
+    Args:
+        parent: The process that this one is tied to.
+    """
+
+    def __init__(self, parent: int) -> None:
+        self.reason, self.parent = "", parent
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
@@ -35,49 +40,72 @@ class Stop:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; an orphan that does not manage it in time is ended by the alarm."""
         self.reason = "a stop was asked for"
-        if PARENT in os.environ and os.getppid() != int(os.environ[PARENT]):
+        if os.getppid() != self.parent:
             signal.alarm(ORPHAN_S)
 
 
 def main(config: Config, resume: str) -> int:
-    """Train in this process and return the exit code of `kit train`."""
+    """Train in this process and return its exit code: that of `kit train`, but 0 for a stop of one among several."""
+    world = session.world()
     session.prepare_environment()
-    stop = Stop()
+    stop = Stop(int(os.environ.get(PARENT, os.getppid())))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.on_signal)
-    tie_to_parent()
+    tie_to_parent(stop.parent)
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    shown = _own_log(config, world.rank) if world.rank and PARENT in os.environ else sys.stderr
+    if config.kit.backup and PARENT not in os.environ and world.rank == 0:
+        print("WARNING: There are no backups under a torchrun that the kit has not started.", file=shown)
     try:
         from kit import trainer
 
-        trainer.train(config, resume, stop)
+        trainer.train(config, resume, stop, world)
+        code = 0
+    except Stopped as stopped:
+        code = 0 if several else stopped.exit_code  # torchrun turns any other into 1
+    except LostError as error:
+        print(error, file=sys.stderr)  # what ended the other one is the error
+        code = error.exit_code
     except KitError as error:
-        if error.exit_code != 75:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Exception:
+        print(f"error: {error}", file=shown)
+        code = error.exit_code
+    except Exception as error:
         traceback.print_exc()
-        return 1
-    return 0
+        if shown is not sys.stderr:
+            print(f"error: Process {world.rank}: {error!r}", file=shown)
+        code = 1
+    if world.size > 1 and code:
+        for file in (shown, sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(code)  # a library that still waits for the others would wait for long
+    return code
+
+
+def _own_log(config: Config, rank: int) -> TextIO:
+    """Send what this process prints into a log of its own, and return where the first process's goes."""
+    shared = open(os.dup(2), "w")  # noqa: SIM115
+    with open(config.run_folder / f"train-{rank}.log", "a") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    return shared
 
 
 def measure(config: Config) -> int:
     """Measure the best model in this process and return the exit code."""
     session.prepare_environment()
-    tie_to_parent()
+    tie_to_parent(int(os.environ[PARENT]))
     from kit.trainer import evaluation
 
     evaluation.evaluate(config)
     return 0
 
 
-def tie_to_parent() -> None:
-    """Have the kernel send SIGTERM when the launcher dies, so that no orphan holds a GPU.
+def tie_to_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM when the parent dies, so that no orphan holds a GPU.
 
-    prctl(2), PR_SET_PDEATHSIG = 1. The launcher may have died before this call: then it is too late for the signal.
+    prctl(2), PR_SET_PDEATHSIG = 1. The parent may have died before this call: then it is too late for the signal.
     """
-    if PARENT not in os.environ:
-        return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(os.environ[PARENT]):
+    if os.getppid() != parent:
         raise SystemExit(1)

@@ -46,6 +46,7 @@ FLOORS = {
     "backup": 5,
     "launch": 5,
     "worker": 5,
+    "agent": 5,
     "cli": 6,
     "notebook": 6,
     "__init__": 6,
@@ -175,6 +176,7 @@ def test_public_names_are_pinned() -> None:
         ("MismatchError", 2),
         ("StorageError", 2),
         ("BusyError", 1),
+        ("LostError", 76),
         ("Stopped", 75),
     ],
 )

@@ -15,7 +15,7 @@ import training
 from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset
 
-from kit import images, randomness, session
+from kit import images, machine, randomness, session
 from kit.images import ImageCache, cache_for
 from kit.randomness import EpochOrder, Sample
 from kit.trainer.samples import LabelledSamples
@@ -118,7 +118,7 @@ def test_same_bits_with_and_without_the_cache(drawn: Path, monkeypatch: pytest.M
     ring = samples(drawn, mixup=0.3)
     assert not ring._all
     assert_same(make(ring), without)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory, _ = machine.memory()
     assert ring.images is not None
     assert not ring.images._contested
     monkeypatch.setattr(images, "RING_SHARE", 2.5 * ring.images.slot_bytes / memory)

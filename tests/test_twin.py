@@ -263,6 +263,21 @@ def test_wiped_disk_is_restored(tmp_path: Path, stopped: Session, way: str) -> N
 
 
 @pytest.mark.slow
+def test_empty_disk_is_restored_from_a_backup(tmp_path: Path) -> None:
+    """Nothing is attached; the last backup is of where the session before stood when it left, best.pt too."""
+    kaggle, values = account(tmp_path / "account", epochs=10_000)
+    kit = {"backup": (tmp_path / "backup").as_uri()}
+    limited = {**values, "kit": {**kit, **hours(LENGTH_S)["kit"]}}
+    stopped = kaggle.session("Batch", limited, limit_s=LENGTH_S - AGE_S, age_s=AGE_S)
+    assert (stopped.killed, stopped.code) == (False, 0), stopped.text
+    epoch = done(stopped)
+    session = kaggle.session("Interactive", {**values, "epochs": epoch + 2, "kit": kit})
+    assert f"Resumed from epoch {epoch}" in session.text
+    assert "The best model so far is gone" not in session.text
+    assert f"Training finished: {epoch + 2} epochs" in session.text
+
+
+@pytest.mark.slow
 def test_full_quota_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
     """What lies beside the run fills the quota and is deleted again: training goes on, and so does saving."""
     kaggle, values = account(tmp_path, epochs=60)

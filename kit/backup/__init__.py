@@ -62,7 +62,7 @@ def main(config: Config, resume: str) -> int:
     task = os.environ[TASK]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask if task == KEEP else leave(say, "Stopped before training began.", 75))
-    tie_to_parent()
+    tie_to_parent(int(os.environ[PARENT]))
     for stream in (1, 2):  # the clients' progress bars, and whatever they print of a request
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     try:

@@ -1,7 +1,7 @@
 """The training process: the only place that knows Ultralytics.
 
 `train` is what runs in the child: it takes the run folder's lock, finds the checkpoint to go on from, builds the
-trainer of the task and trains.
+trainer of the task and trains. Of several processes one does so, and the others are told what it found.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
+import torch
 from ultralytics import settings as ultralytics_settings
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module, data, datacheck, probe, session, status as status_module, storage
+from kit import config as config_module, data, datacheck, discovery, probe, session, status as status_module, storage
 from kit.config import Config
 from kit.data import DataSet
-from kit.errors import ConfigError, DataError, Stopped, StorageError
-from kit.session import Limit
+from kit.errors import ConfigError, DataError, InputError, Stopped, StorageError
+from kit.session import Limit, World
 from kit.status import Status, duration
 from kit.storage import Lock
 from kit.trainer.loop import Resumable
+from kit.trainer.ranks import ALONE, Ranks, one_by_one
 from kit.trainer.resume import choose, complete, identify
 from kit.trainer.run import STOCK, Run
+from kit.trainer.setup import open_checkpoint
+from kit.trainer.several import deal, trainer_class
 
 TRAINERS: dict[str, type] = {
     task: type(f"Resumable{stock.__name__}", (Resumable, stock), {}) for task, stock in STOCK.items()
@@ -39,6 +44,7 @@ def train(
     config: Config,
     resume: str = "auto",
     stop: Callable[[], str] = lambda: "",
+    world: World = ALONE,
     check: Callable[[Any], None] = probe.check,
 ) -> None:
     """Train a run to its end, from where its newest good checkpoint stands.
@@ -47,47 +53,97 @@ def train(
         config: The settings.
         resume: `auto` finds the checkpoint, `never` starts anew, anything else is the path of one.
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
+        world: The processes that call this together.
         check: Raises where the device cannot be trained on.
 
     Raises:
         InputError: Something given cannot be used; nothing was written.
         BusyError: Another process trains this run.
+        LostError: Another of the processes that train together has ended.
         Stopped: Training was stopped; running again goes on.
     """
     quiet()
-    dataset = data.resolve(str(config.get("data")), config.classifies)
-    identity = identify(config, dataset)
-    overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
-    overrides["save_dir"] = str(config.run_folder)
-    try:
-        get_cfg(overrides=overrides)
-        device = parse_device(config.get("device"))
-        if "," in device:
-            raise ValueError(f"several devices ({device}) are not supported yet: give one, device=0")
-        chosen = select_device(device, verbose=False)
-    except (ValueError, TypeError, SyntaxError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
-        check(chosen)
+    with Ranks(world) as ranks, ExitStack() as stack:
+        with one_by_one():
+            dataset = data.resolve(str(config.get("data")), config.classifies)
+        identity = identify(config, dataset)
+        overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
+        overrides["save_dir"] = str(config.run_folder)
+        try:
+            get_cfg(overrides=overrides)
+            device, alone = _device(config, world)
+            chosen = select_device(device, verbose=False)
+        except (ValueError, TypeError, SyntaxError) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
+            check(chosen)
+        if world.size > 1:
+            overrides["device"] = device
+        if resume == "never" and world.local_rank == 0:
+            storage.set_run_aside(config.run_folder)
+        if world.size > world.local_size:
+            ranks.elect(_steps(config, resume, identity) if world.local_rank == 0 else -1)
+        run = _open(config, resume, identity, stop, ranks, stack)
+        if run is None:
+            return
+        if world.local_rank == 0:
+            _check(run, dataset)
+        deal(run, cuda=chosen.type == "cuda" and alone)
+        if ranks.own:
+            _train(run, overrides)
 
-    folder = config.run_folder
-    if resume == "never":
-        storage.set_run_aside(folder)
-    storage.make_folder(folder / "checkpoints")
-    with Lock(folder / ".lock"):
+
+def _device(config: Config, world: World) -> tuple[str, bool]:
+    """Return the device that this process trains on, and whether it is the only one of its machine there."""
+    device: str = parse_device(config.get("device"))
+    if world.size == 1:
+        if "," in device:
+            raise ValueError(f"device={device} needs one process per device: kit.processes=auto")
+        return device, True
+    devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
+    return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
+
+
+def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
+    """Return the steps of the checkpoint that this machine would go on from, or -1."""
+    try:
+        if resume == "auto":
+            found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
+        else:
+            found = (
+                [discovery.look(Path(resume).expanduser(), open_checkpoint, verify=False)] if resume != "never" else []
+            )
+    except InputError:
+        return -1  # if none can go on from one, the process that leads says why
+    return max((each.summary.global_step for each in found if each.summary), default=-1)
+
+
+def _open(
+    config: Config, resume: str, identity: dict[str, Any], stop: Callable[[], str], ranks: Ranks, stack: ExitStack
+) -> Run | None:
+    """Find out, in the process that leads, where the run stands, and tell the others; None where it is finished."""
+    limit = session.Limit(config.kit.session_hours, bool(config.kit.backup))
+    if ranks.leads:
+        folder = config.run_folder
+        storage.make_folder(folder / "checkpoints")
+        stack.enter_context(Lock(folder / ".lock"))
         storage.sweep(folder)
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
-        limit = session.Limit(config.kit.session_hours, bool(config.kit.backup))
-        run = Run(config, folder, identity, status, stop, choose(config, resume, identity, status), limit)
-        if run.resumed and complete(config, run.resumed) and _finished(before, run):
+        resumed = choose(config, resume, identity, status)
+    else:  # nobody looks for what Ultralytics writes there
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
+        before, status, resumed = {}, Status(folder, silent=True), None
+    resumed = ranks.share(lambda: resumed)
+    run = Run(config, folder, identity, status, stop, resumed, limit, ranks)
+    if ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run))):
+        if resumed and ranks.leads:
             status.values = before
-            best = run.resumed["best_map"] or 0.0
-            status.say(f"This run is finished: {run.resumed['epoch']} epochs, best mAP {best:.4f}.")
+            best = resumed["best_map"] or 0.0
+            status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
             status.say("Raise epochs to go on, or start anew with --resume never.")
-            return
-        _check(run, dataset)
-        _train(run, overrides)
+        return None
+    return run
 
 
 def _finished(before: dict[str, Any], run: Run) -> bool:
@@ -130,11 +186,13 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)
     try:
-        trainer = TRAINERS[run.identity["task"]](run, overrides)
+        kind = TRAINERS[run.identity["task"]] if run.ranks.logical == 1 else trainer_class(run, overrides)
+        trainer = kind(run, overrides)
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")
-        place = f"epoch {trainer.epoch + 1}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
+        epoch = min(trainer.epoch + 1, trainer.epochs)
+        place = f"epoch {epoch}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
         status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
         raise
     except BaseException as error:

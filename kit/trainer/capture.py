@@ -72,6 +72,7 @@ class Snapshot:
                 "data_hash": trainer.data_hash,
             },
             "run_id": trainer.run.run_id,
+            "ranks": trainer.run.ranks.logical,
             "format_version": FORMAT,
             "versions": versions(),
         }

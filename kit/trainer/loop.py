@@ -172,7 +172,7 @@ class Resumable(Recovery, Saving):
                 ends = [self.args.warmup_momentum, self.args.momentum]
                 group["momentum"] = float(numpy.interp(step, [0, length], ends))
 
-    def _forward_backward(self, i: int, batch: dict[str, Any]) -> dict[str, Any]:
+    def _forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
         with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
             batch = self.preprocess_batch(batch)
             loss, self.loss_items = self.model(batch)
@@ -185,7 +185,7 @@ class Resumable(Recovery, Saving):
                 if self.tloss is None
                 else {name: (self.tloss[name] * i + value) / (i + 1) for name, value in self.loss_items.items()}
             )
-        self.scaler.scale(self.loss).backward()
+        self.scaler.scale(self.loss if share == 1.0 else self.loss * share).backward()
         self.loss = self.loss.detach()
         return batch
 
@@ -200,9 +200,7 @@ class Resumable(Recovery, Saving):
             self.run.status.update(now=True, state="validating")
             self.metrics, self.fitness = self.validate()
             self.advanced = True
-        criterion: Any = getattr(unwrap_model(self.model), "criterion", None)
-        if hasattr(criterion, "update"):  # after validation, so that one that was abandoned can be repeated
-            criterion.update()
+        self._update_criterion()  # after validation, so that one that was abandoned can be repeated
         if self._handle_nan_recovery(self.epoch):
             return
         self.save_metrics({**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
@@ -216,6 +214,11 @@ class Resumable(Recovery, Saving):
         self.run_callbacks("on_fit_epoch_end")
         self._clear_memory(None if self.device.type == "mps" else 0.5)
         self.epoch, self.batch = self.epoch + 1, 0
+
+    def _update_criterion(self) -> None:
+        criterion: Any = getattr(unwrap_model(self.model), "criterion", None)
+        if hasattr(criterion, "update"):
+            criterion.update()
 
     def final_eval(self) -> None:
         """Validate the best model once more, with plots; unlike stock training, no file is changed."""

@@ -42,7 +42,7 @@ class Recovery(Setup):
             KitError: Memory is full in a later epoch, or again after three halvings.
             RuntimeError: `error`, which is of another kind.
         """
-        if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+        if not out_of_memory(error):
             raise error
         if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size == 1:
             raise KitError(
@@ -83,7 +83,14 @@ class Recovery(Setup):
         if not self.best.exists():
             self.run.status.say("WARNING: The loss is not a number, and there is no best.pt to go back to")
             return False
-        saved = checkpoint.read(self.best, load=open_checkpoint)
+        self._go_back(checkpoint.read(self.best, load=open_checkpoint))
+        self.run.status.say(
+            f"The loss is not a number in epoch {epoch + 1}: going back to the best model, of epoch {self.epoch} "
+            f"(attempt {self.nan_recovery_attempts}/{ATTEMPTS})"
+        )
+        return True
+
+    def _go_back(self, saved: dict[str, Any]) -> None:
         attempts, steps = self.nan_recovery_attempts, self.global_step
         state.restore(self, saved)
         self.nan_recovery_attempts, self.global_step = attempts, steps  # neither ever goes back
@@ -91,8 +98,8 @@ class Recovery(Setup):
         self.optimizer.zero_grad()
         self.epoch, self.batch, self.last_opt_step = saved["epoch"], 0, -1
         self._seek()
-        self.run.status.say(
-            f"The loss is not a number in epoch {epoch + 1}: going back to the best model, of epoch {self.epoch} "
-            f"(attempt {attempts}/{ATTEMPTS})"
-        )
-        return True
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch's says that the GPU's memory is full."""
+    return any(text in str(error).lower() for text in OUT_OF_MEMORY)

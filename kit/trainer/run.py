@@ -17,7 +17,9 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 
 from kit.config import Config
 from kit.session import Limit
+from kit.snapshot import Place
 from kit.status import Status
+from kit.trainer.ranks import Ranks
 from kit.writer import Writer
 
 STOCK: dict[str, type] = {
@@ -27,6 +29,20 @@ STOCK: dict[str, type] = {
     "obb": OBBTrainer,
     "classify": ClassificationTrainer,
 }
+
+
+class NoWriter(Writer):
+    """Of a process that does not lead: it has nothing to keep."""
+
+    def make(self, layout: dict[str, list[Place]]) -> None:
+        """Make no memory."""
+
+    def due(self, pause: bool = False) -> bool:
+        """No save ever is."""
+        return False
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save nothing."""
 
 
 @dataclass
@@ -43,7 +59,8 @@ class Run:
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
         sessions: Where the sessions after the first began, in epochs.
-        writer: Where checkpoints go.
+        ranks: The processes that train together.
+        writer: Where checkpoints go; nowhere, where another process leads.
     """
 
     config: Config
@@ -53,13 +70,15 @@ class Run:
     stop: Callable[[], str]
     resumed: dict[str, Any] | None
     limit: Limit = field(default_factory=Limit)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
         kit = self.config.kit
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
-        self.writer = Writer(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+        kind = Writer if self.ranks.leads else NoWriter
+        self.writer = kind(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
 
     def begin_session(self, progress: dict[str, Any], place: float) -> None:
         """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""

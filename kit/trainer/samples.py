@@ -41,16 +41,20 @@ class PureSamples:
         order: Of the run's epochs.
         closing: From this epoch on (counted from 0), mosaic and its like are closed; None for never.
         hyp: The settings that the transforms are built from.
+        processes: That train on this machine.
     """
 
     order: EpochOrder
     closing: int | None = None
     hyp: Any = None
+    processes = 1
     root: Any
     _closed = False
 
-    def __getitem__(self, key: Sample | int) -> dict[str, Any]:
-        """Make a sample; a bare index takes the generators as they are, as Ultralytics does."""
+    def __getitem__(self, key: Sample | int | list[Sample]) -> Any:
+        """Make a sample, or those of a slice; a bare index takes the generators as they are, as Ultralytics does."""
+        if isinstance(key, list):
+            return [self[each] for each in key]
         if isinstance(key, Sample):
             if self.closing is not None and key.epoch >= self.closing and not self._closed:
                 self._closed = True
@@ -118,7 +122,7 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         # far, counted over the epochs' ends, are the places apart that are in use at one time.
         ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
         words = (self.imgsz, self.channels, cv2.__version__)
-        self.images, self._all = cache_for(self.im_files, size, ring, words, self._on_disk)
+        self.images, self._all = cache_for(self.im_files, size, ring, words, self._on_disk, self.processes)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         ratio = self.imgsz / max(height, width)

@@ -44,6 +44,8 @@ class Saving(Setup):
     def _compare(self, resumed: dict[str, Any]) -> None:
         """Say what is no longer as it was when the checkpoint was written."""
         old, new = resumed["versions"], state.versions()
+        if self.device.type != "cpu":
+            new.pop("threads")  # which no bit of a GPU's depends on
         changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
         if resumed["architecture"]["data_hash"] != self.data_hash:
             changed.append("the list of training images")
@@ -167,8 +169,7 @@ class Saving(Setup):
         A stop during validation abandons it; a resume repeats it. The limit leaves every session its first step, or the
         validation that it began with: else a run in sessions that are too short would never end.
         """
-        near = self.run.limit.near(self.run.writer.latency_s) and self.advanced
-        if reason := self.run.stop() or ("the session's limit is near" if near else ""):
+        if reason := self._reason():
             try:
                 if not self.stop:
                     self._save(self.epoch, self.batch, wait=True)
@@ -178,6 +179,11 @@ class Saving(Setup):
             self._tell_saves()
             self.run.status.update(**self._place())
             raise Stopped(reason)
+
+    def _reason(self) -> str:
+        """Return why to stop now, or an empty text."""
+        near = self.run.limit.near(self.run.writer.latency_s) and self.advanced
+        return self.run.stop() or ("the session's limit is near" if near else "")
 
     def _report(self) -> None:
         self._tell_saves()

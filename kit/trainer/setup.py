@@ -48,10 +48,10 @@ class Setup(Trainer):  # type: ignore[misc]
         if self.run.resumed is not None:
             source = deepcopy(self.run.resumed["architecture"]["yaml"])
         elif str(source).lower().endswith(".pt"):
-            weights = load_model(str(source))
+            weights = self._load_model(str(source))
             source = weights.yaml
         if self.run.resumed is None and isinstance(self.args.pretrained, (str, Path)):
-            weights = load_model(str(self.args.pretrained))
+            weights = self._load_model(str(self.args.pretrained))
         elif self.args.pretrained is False:
             weights = None
         try:
@@ -59,6 +59,9 @@ class Setup(Trainer):  # type: ignore[misc]
         except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(f"The model '{source}' cannot be built: {error}. Check model=...") from error
         super().setup_model()  # a model that is built already is left, but for classify's head
+
+    def _load_model(self, path: str) -> Any:
+        return load_model(path)
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""

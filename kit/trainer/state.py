@@ -33,7 +33,7 @@ def versions() -> dict[str, Any]:
         "torchvision": str(torchvision.__version__),
         "ultralytics": ultralytics.__version__,
         "numpy": numpy.__version__,
-        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpu": sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}),  # not how many
         "threads": torch.get_num_threads(),
     }
 

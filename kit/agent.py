@@ -1,0 +1,74 @@
+"""torchrun as the launcher starts it: tied to its parent, passing a stop on, and ending with the first error's code.
+
+PyTorch's agent starts one process per GPU, watches them, and ends the others where one fails. Its own way to pass a
+SIGTERM on kills them 30 seconds later; a request to stop has to leave time for a step and a save. So the launcher
+sends SIGUSR1, which torchrun leaves alone, and keeps SIGTERM for the end of its own life.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kit.errors import LostError
+from kit.worker import PARENT, tie_to_parent
+
+STOP = signal.SIGUSR1
+
+
+def command(processes: int) -> list[str]:
+    """Return what starts so many processes of the `python` words that are put behind it."""
+    alone = ("--standalone", "--local-addr=127.0.0.1")  # the name of a machine need not lead to it
+    return [sys.executable, "-m", "kit.agent", *alone, f"--nproc-per-node={processes}"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run torchrun and return 0, or the exit code of the process that failed first."""
+    signal.signal(STOP, _pass_on)
+    tie_to_parent(int(os.environ[PARENT]))
+    os.environ[PARENT] = str(os.getpid())
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `explain` says it in a sentence
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.main(list(arguments))
+    except ChildFailedError as error:
+        return explain(error.failures)
+    except SignalException:
+        return 1
+    return 0
+
+
+def explain(failures: Mapping[int, Any]) -> int:
+    """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
+
+    Args:
+        failures: torch's `ProcessFailure` by rank.
+    """
+    consequences = (LostError.exit_code, -signal.SIGTERM)
+    rank, first = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        print(f"error: Training process {rank} was ended by {name}: run again to go on from the last checkpoint.")
+    return 2 if first.exitcode == 2 else 1
+
+
+def _pass_on(number: int, frame: object) -> None:
+    import psutil  # comes with ultralytics
+
+    children = psutil.Process().children()
+    for child in children:
+        child.terminate()
+    if not children:  # there are none yet: the stop must not be lost
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""Trainers that torchrun runs in place of the kit's own: a reference, and one that things go wrong in.
+
+torchrun --nproc-per-node=2 tests/variants.py Reference CONFIG key=value ...
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from kit import config, session
+
+world = session.world()
+session.prepare_environment()
+
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+import kit.trainer  # noqa: E402
+from kit.trainer.loop import Resumable  # noqa: E402
+from kit.trainer.several import Several  # noqa: E402
+
+
+class Reference(Several):
+    """torch's reducer with Ultralytics' arithmetic: the loss times the processes, and gradients averaged."""
+
+    def _setup_train(self) -> None:
+        Resumable._setup_train(self)
+        self.parallel = DistributedDataParallel(
+            self.model, process_group=self.run.ranks.group, find_unused_parameters=True, broadcast_buffers=False
+        )
+
+    def _forward_backward(self, i: int, batch: Any, share: float = 1.0) -> dict[str, Any]:
+        images = self.preprocess_batch(batch[0])
+        loss, self.loss_items = self.parallel(images)
+        self.loss = loss.sum() * self.run.ranks.size
+        if not self.loss_names:
+            self.loss_names = tuple(self.loss_items)
+            self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
+        kept = self.tloss
+        self.tloss = {
+            name: value if kept is None else (kept[name] * i + value) / (i + 1)
+            for name, value in self.loss_items.items()
+        }
+        self.scaler.scale(self.loss).backward()
+        self.loss, self._agreed = self.loss.detach(), ""
+        return images
+
+
+class Broken(Several):
+    """Memory is full in the second process's third slice; in the third epoch the first one's loss is no number."""
+
+    calls = 0
+
+    def _run_slice(self, i: int, rank: int, batch: Any) -> Any:
+        self.calls += 1
+        if self.run.ranks.world.rank == 1 and self.calls == 3:
+            raise RuntimeError("CUDA out of memory")
+        taken = super()._run_slice(i, rank, batch)
+        if self.run.ranks.leads and self.epoch == 2 and not self.nan_recovery_attempts:
+            self.loss = self.loss * float("nan")
+        return taken
+
+
+if __name__ == "__main__":
+    kit.trainer.Several = globals()[sys.argv[1]]  # type: ignore[misc]
+    kit.trainer.train(config.load(sys.argv[2], sys.argv[3:]), world=world)
