@@ -28,10 +28,11 @@ class Stop:
 
     Args:
         parent: The process that this one is tied to.
+        apart: There are processes on other machines too.
     """
 
-    def __init__(self, parent: int) -> None:
-        self.reason, self.parent = "", parent
+    def __init__(self, parent: int, apart: bool = False) -> None:
+        self.reason, self.parent, self.apart = "", parent, apart
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
@@ -41,6 +42,8 @@ class Stop:
         """Ask for a stop; an orphan that does not manage it in time is ended by the alarm."""
         self.reason = "a stop was asked for"
         if os.getppid() != self.parent:
+            if self.apart:  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+                os._exit(1)
             signal.alarm(ORPHAN_S)
 
 
@@ -48,7 +51,7 @@ def main(config: Config, resume: str) -> int:
     """Train in this process and return its exit code: that of `kit train`, but 0 for a stop of one among several."""
     world = session.world()
     session.prepare_environment()
-    stop = Stop(int(os.environ.get(PARENT, os.getppid())))
+    stop = Stop(int(os.environ.get(PARENT, os.getppid())), apart=world.size > world.local_size)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop.on_signal)
     tie_to_parent(stop.parent)

@@ -15,7 +15,7 @@ session.prepare_environment()
 
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-import kit.trainer  # noqa: E402
+import kit.trainer.several  # noqa: E402
 from kit.trainer.loop import Resumable  # noqa: E402
 from kit.trainer.several import Several  # noqa: E402
 
@@ -62,5 +62,5 @@ class Broken(Several):
 
 
 if __name__ == "__main__":
-    kit.trainer.Several = globals()[sys.argv[1]]  # type: ignore[misc]
+    kit.trainer.several.Several = globals()[sys.argv[1]]  # type: ignore[misc]
     kit.trainer.train(config.load(sys.argv[2], sys.argv[3:]), world=world)
