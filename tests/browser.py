@@ -250,10 +250,16 @@ class Notebook:
     def download(self, name: str, folder: Path) -> tuple[Path, str]:
         """Click on a link of the training cell; return the file and the checksum that was shown beside it."""
         files = self.page.locator(".kit-files").first
-        link = files.locator(f"a[download='{name}']")
-        shown = files.locator(f"b:has(a[download='{name}']) ~ .kit-sum").first.text_content() or ""
-        with self.page.expect_download() as started:
-            link.click()
+        script = (
+            "(files, name) => { let link = files.querySelector(`a[download='${name}']`), sum = link.closest('b');"
+            " while (!sum.matches('.kit-sum')) sum = sum.nextElementSibling; return [link.href, sum.textContent]; }"
+        )
+        while True:
+            address, shown = files.evaluate(script, name)
+            with self.page.expect_download() as started:
+                files.locator(f"a[download='{name}']").click()
+            if started.value.url == address:  # else a newer file has taken its place between look and click
+                break
         target = folder / name
         started.value.save_as(target)
         assert started.value.suggested_filename == name
