@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 from kit import session
 
@@ -252,15 +252,18 @@ class Notebook:
         files = self.page.locator(".kit-files").first
         script = (
             "(files, name) => { let link = files.querySelector(`a[download='${name}']`), sum = link.closest('b');"
-            " while (!sum.matches('.kit-sum')) sum = sum.nextElementSibling; return [link.href, sum.textContent]; }"
+            " while (!sum.matches('.kit-sum')) sum = sum.nextElementSibling;"
+            " return [link.href.replace(/.*[/]/, ''), sum.textContent]; }"
         )
-        while True:
-            address, shown = files.evaluate(script, name)
-            with self.page.expect_download() as started:
-                files.locator(f"a[download='{name}']").click()
-            if started.value.url == address:  # else a newer file has taken its place between look and click
-                break
+        for _ in range(5):  # a newer file may take its place between look and click, or in mid-click
+            with contextlib.suppress(TimeoutError):
+                second_name, shown = files.evaluate(script, name)
+                with self.page.expect_download(timeout=10_000) as started:
+                    files.locator(f"a[download='{name}']").click()
+                if started.value.url.endswith(second_name):
+                    break
         target = folder / name
         started.value.save_as(target)
+        assert started.value.url.endswith(second_name)
         assert started.value.suggested_filename == name
         return target, shown.removeprefix("sha256 ")
