@@ -164,7 +164,9 @@ def main() -> None:
         from kit.config import to_words
 
         draw(place / "set", 160, 320, 240)
-        (place / "set/data.yaml").write_text("train: images\nval: images\nnames: [a, b, c]\n")
+        many = [f"{place}/set/images/{number % 160:04d}.jpg" for number in range(16 * (options.steps + WARM + 5))]
+        (place / "many.txt").write_text("\n".join(many))  # an epoch does not end, and nothing is saved, while it counts
+        (place / "set/data.yaml").write_text(f"train: {place}/many.txt\nval: images\nnames: [a, b, c]\n")
         words = to_words({**SETTINGS, "data": str(place / "set/data.yaml"), "epochs": 1000})
         for processes in options.processes:
             ratios, found = [], []

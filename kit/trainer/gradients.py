@@ -98,6 +98,7 @@ class Gradients:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
         self._sent, self._order = 0, ranks.order
+        self._lent = False  # the gradients are views of the buckets
         cut = _cut(parameters) if ranks.size > 1 else ()
         self._buckets = [Bucket(each, ranks.size, on_cpu=not ranks.cuda) for each in cut]
         if ranks.size == ranks.logical:
@@ -109,7 +110,10 @@ class Gradients:
 
     def begin(self) -> None:
         """Put what earlier batches left aside: a new batch begins."""
-        self._before = [parameter.grad for parameter in self._parameters]
+        self._before = self.take()
+        if self._lent:  # they lie in the buckets, which are about to be used
+            self._before = [None if gradient is None else gradient.clone() for gradient in self._before]
+        self._lent = False
         self._sent = 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
@@ -141,16 +145,11 @@ class Gradients:
         for bucket in self._buckets:
             bucket.wait()
         there = dict(zip(map(id, self._parameters), used, strict=True))
-        sums, gradients = [], []
         for bucket in self._buckets:
             for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
                 if there[id(parameter)]:
-                    if parameter.grad is None:
-                        parameter.grad = torch.empty_like(parameter)
-                    sums.append(view)
-                    gradients.append(parameter.grad)
-        if sums:
-            torch._foreach_copy_(gradients, sums)
+                    parameter.grad = view.to(parameter.device)  # itself, where it is there already
+        self._lent = bool(self._buckets)
         if any(gradient is not None for gradient in self._before):
             self.set(add(self._before, self.take()))
 
