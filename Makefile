@@ -76,3 +76,4 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/ranks.py

@@ -98,7 +98,7 @@ class Gradients:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
         self._sent, self._order = 0, ranks.order
-        self._lent = False  # the gradients are views of the buckets
+        self._lent = False  # gradients may be views of the buckets
         cut = _cut(parameters) if ranks.size > 1 else ()
         self._buckets = [Bucket(each, ranks.size, on_cpu=not ranks.cuda) for each in cut]
         if ranks.size == ranks.logical:
