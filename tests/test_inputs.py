@@ -16,7 +16,7 @@ from PIL import Image
 from test_data import snapshot
 from training import differences
 
-from kit import images, session, status
+from kit import images, machine, session, status
 from kit.errors import DataError
 
 
@@ -103,7 +103,7 @@ def test_cache_on_disk_may_be_larger_than_memory(place: Path, monkeypatch: pytes
     """`cache=disk` says that the disk has the room; it lies in scratch."""
     file = place / "a.png"
     file.write_bytes(b"")
-    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    monkeypatch.setattr(machine, "memory", lambda: (1, 1))
     assert images.cache_for([str(file)], 100, 1, "")[0] is None
     cache, complete = images.cache_for([str(file)], 100, 1, "", on_disk=True)
     assert cache is not None
@@ -117,8 +117,7 @@ def test_cache_on_disk_is_asked_for_by_the_setting(
 ) -> None:
     """A machine with next to no memory decodes each image anew unless it is told otherwise."""
     values, _ = attach(place, cache=cache)
-    real = os.sysconf
-    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else real(name))
+    monkeypatch.setattr(machine, "memory", lambda: (1, 1))
     training.train(values)
     assert len(list((session.scratch() / "images").iterdir())) == bool(cache)
 
