@@ -117,7 +117,7 @@ class Gradients:
         self._sent = 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
-        self.set([None] * len(self._parameters))
+        self.clear()
 
     def take(self) -> list[Gradient]:
         """Return the gradients of the parameters, None where there is none."""
@@ -127,6 +127,10 @@ class Gradients:
         """Give the parameters these gradients."""
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
+
+    def clear(self) -> None:
+        """Take the gradients from the parameters."""
+        self.set([None] * len(self._parameters))
 
     def send(self) -> list[bool]:
         """Send what is not yet on its way, and return which parameters have a gradient here."""
@@ -140,10 +144,7 @@ class Gradients:
         Args:
             used: Which parameters any rank has a gradient of.
         """
-        for bucket in self._buckets:
-            bucket.add(self._order, self._ranks.group)
-        for bucket in self._buckets:
-            bucket.wait()
+        self._collect()
         there = dict(zip(map(id, self._parameters), used, strict=True))
         for bucket in self._buckets:
             for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
@@ -155,12 +156,16 @@ class Gradients:
 
     def drop(self) -> None:
         """Forget this batch and those since the last step, once all processes have got past it."""
+        self._collect()
+        self._before = []
+        self.clear()
+
+    def _collect(self) -> None:
+        """Have the sums over all processes in the buckets."""
         for bucket in self._buckets:
             bucket.add(self._order, self._ranks.group)
         for bucket in self._buckets:
             bucket.wait()
-        self._before = []
-        self.set([None] * len(self._parameters))
 
     def _arrived(self, bucket: Bucket, parameter: Tensor) -> None:
         """Send a bucket as soon as it is full, after those before it: the processes have to send in one order."""

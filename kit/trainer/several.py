@@ -144,7 +144,7 @@ class Several(Resumable):
 
     def _run_slice(self, i: int, rank: int, batch: dict[str, Any] | None) -> list[Gradient]:
         """Return the gradients of one slice; losses and statistics stay those of this process's first one."""
-        self.gradients.set([None] * len(self.gradients.take()))
+        self.gradients.clear()
         if batch is None:
             return self.gradients.take()
         first = rank == self.run.ranks.own.start
