@@ -1,8 +1,9 @@
 """Steps per second of several gloo processes, the kit over plain DistributedDataParallel, and what the kit adds.
 
-Both train the same model on the same slices of the same batches, one thread per process, and take turns. The plain one
-is Ultralytics' own loop with its model wrapped as Ultralytics wraps it; no checkpoint is written in either. Then, in
-the kit's loop: one agreement (an all-reduce of one byte per flag and parameter), and what a save holds training for.
+Both train the same model on the same slices of the same batches in the same processes, one thread each, and take
+turns of a few steps, so that whatever the machine does meanwhile happens to both. The plain one is Ultralytics' own
+loop with its model wrapped as Ultralytics wraps it; no checkpoint is written in either. Then, in the kit's loop: one
+agreement (an all-reduce of one byte per flag and parameter), and what a save holds training for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,56 +24,95 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kit import session
 
 SETTINGS = {"model": "yolo11n.yaml", "imgsz": 160, "batch": 16, "workers": 0, "val": False, "plots": False}
-WARM, SAVES, ROUNDS = 5, 10, 200  # steps before the clock starts; saves and agreements that are timed
+SETTINGS |= {"cache": "ram", "epochs": 1000}  # with the kit's cache one would find what the other has decoded
+STEPS, WARM = 4, 2  # steps of a turn, and turns before the clock counts
+SAVES, ROUNDS = 10, 200  # saves and agreements that are timed
 
 
-def measure(kind: str, processes: int, place: Path, settings: list[str]) -> list[float]:
-    """Train in so many processes and return the numbers that the first one prints."""
-    words = [str(Path(__file__)), "--child", kind, *settings]
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        f"--nproc-per-node={processes}",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KIT_WORKING": str(place / kind / str(time.time_ns()))}
-    command = [sys.executable, *(torchrun if processes > 1 else []), *words]
+def measure(processes: int, place: Path, settings: list[str]) -> list[list[float]]:
+    """Train in so many processes; return the first one's ratios, and its times of an agreement and a save."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    torchrun.append(f"--nproc-per-node={processes}")
+    command = [sys.executable, *(torchrun if processes > 1 else []), __file__, "--child", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KIT_WORKING": str(place / f"working-{processes}")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("measured ")]
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("measured ")]
     if not lines:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    return [float(word) for word in lines[0].split()[1:]]
+    return [[float(word) for word in line] for line in lines]
 
 
-def child(kind: str, settings: list[str]) -> None:
-    """Train for so many steps and print the rate; then what an agreement and a save take, in milliseconds."""
+class Turns:
+    """Two trainings in two threads, of which one runs at a time.
+
+    Attributes:
+        seconds: What the turns of each took, once warm.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"kit": [], "plain": []}
+        self._turn, self._steps, self._began = "kit", 0, 0.0
+        self._change = threading.Condition()
+
+    def wait(self, kind: str) -> None:
+        """Wait for the turn of this training."""
+        with self._change:
+            self._change.wait_for(lambda: self._turn == kind)
+        self._steps, self._began = 0, time.perf_counter()
+
+    def step(self, kind: str) -> None:
+        """Count a step of this training; after a few it is the other's turn."""
+        self._steps += 1
+        if self._steps == STEPS:
+            self.seconds[kind].append(time.perf_counter() - self._began)
+            with self._change:
+                self._turn = "plain" if kind == "kit" else "kit"
+                self._change.notify()
+            self.wait(kind)
+
+
+def child(settings: list[str]) -> None:
+    """Train in turns; print the ratios, and what an agreement and a save take in milliseconds."""
     world = session.world()
     session.prepare_environment()
     from kit import config, trainer
+    from kit.trainer.loop import Resumable
 
-    steps = int(settings.pop())
+    turns, count = Turns(), WARM + int(settings.pop())
     empty = session.scratch() / f"empty-{world.rank}.yaml"
     empty.write_text("{}")
     loaded = config.load(empty, settings)
-    times: list[float] = []
-
-    if kind == "plain":
-        plain(loaded, world, times, steps)
-        return
-
-    from kit.trainer.loop import Resumable
-
     own = Resumable._report
 
     def report(self: Any) -> None:
         own(self)
-        times.append(time.perf_counter())
-        if len(times) == WARM + steps:
-            finish(times, [agreement(self), *saves(self)], world.rank)
+        turns.step("kit")
+        if len(turns.seconds["plain"]) == count:
+            finish(turns, self)
 
     Resumable._report = report  # type: ignore[method-assign]
-    trainer.train(loaded, "never", world=world)
+
+    def run(work: Any) -> None:
+        try:
+            work()
+        finally:  # neither comes to its end
+            traceback.print_exc()
+            os._exit(1)
+
+    kit = threading.Thread(target=run, args=[lambda: trainer.train(loaded, "never", world=world)])
+    kit.start()
+    threading.Thread(target=run, args=[lambda: plain(loaded, world, turns)]).start()
+    kit.join()
+
+
+def finish(turns: Turns, trainer: Any) -> None:
+    """Print what was measured in the first process, and end."""
+    others = [[number] for number in (agreement(trainer), *saves(trainer))]
+    if trainer.run.ranks.leads:
+        pairs = zip(turns.seconds["plain"][WARM:], turns.seconds["kit"][WARM:], strict=True)
+        for row in [[plain / kit for plain, kit in pairs], turns.seconds["kit"][WARM:], *others]:
+            print("measured", *row, flush=True)
+    os._exit(0)
 
 
 def agreement(trainer: Any) -> float:
@@ -96,15 +138,14 @@ def saves(trainer: Any) -> list[float]:
     return [(writer.held_s - held) / SAVES * 1000, (writer.cpu_s - cpu) / SAVES * 1000]
 
 
-def plain(loaded: Any, world: session.World, times: list[float], steps: int) -> None:
+def plain(loaded: Any, world: session.World, turns: Turns) -> None:
     """Train as Ultralytics does on several GPUs, but for the device."""
-    import torch.distributed as dist
+    turns.wait("plain")
     from torch.nn.parallel import DistributedDataParallel
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     from kit import data
     from kit.status import Status
-    from kit.trainer import quiet
     from kit.trainer.resume import identify
     from kit.trainer.run import Run
     from kit.trainer.setup import Setup
@@ -123,9 +164,6 @@ def plain(loaded: Any, world: session.World, times: list[float], steps: int) -> 
                 loader.collate_fn = lambda slices: collate(slices[0])
             return loader
 
-    if world.size > 1:
-        dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
-    quiet()
     folder = Path(tempfile.mkdtemp(dir=session.scratch()))
     dataset = data.resolve(str(loaded.get("data")))
     identity = identify(loaded, dataset)
@@ -133,27 +171,15 @@ def plain(loaded: Any, world: session.World, times: list[float], steps: int) -> 
     kind = type("Plain", (Plain,), {"run": Run(loaded, folder, identity, Status(folder), lambda: "", None)})
     trainer = kind(overrides=overrides)
 
-    def count(_: Any) -> None:
-        times.append(time.perf_counter())
-        if len(times) == WARM + steps:
-            finish(times, [], world.rank)
-
-    trainer.add_callback("on_train_batch_end", count)
+    trainer.add_callback("on_train_batch_end", lambda _: turns.step("plain"))
     trainer.train()
-
-
-def finish(times: list[float], others: list[float], rank: int) -> None:
-    """Print the measures in the first process, and end."""
-    if rank == 0:
-        print("measured", (len(times) - WARM) / (times[-1] - times[WARM - 1]), *others, flush=True)
-    os._exit(0)
 
 
 def main() -> None:
     """Print a line per number of processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--launches", type=int, default=4)  # memory that lies well or badly is worth 3 % of a launch
+    parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -164,29 +190,26 @@ def main() -> None:
         from kit.config import to_words
 
         draw(place / "set", 160, 320, 240)
-        many = [f"{place}/set/images/{number % 160:04d}.jpg" for number in range(16 * (options.steps + WARM + 5))]
-        (place / "many.txt").write_text("\n".join(many))  # an epoch does not end, and nothing is saved, while it counts
+        images = 16 * STEPS * (options.turns + WARM + 1)  # no epoch ends, and nothing is saved, while the clock counts
+        many = [f"{place}/set/images/{number % 160:04d}.jpg" for number in range(images)]
+        (place / "many.txt").write_text("\n".join(many))
         (place / "set/data.yaml").write_text(f"train: {place}/many.txt\nval: images\nnames: [a, b, c]\n")
-        words = to_words({**SETTINGS, "data": str(place / "set/data.yaml"), "epochs": 1000})
+        words = to_words({**SETTINGS, "data": str(place / "set/data.yaml")})
         for processes in options.processes:
-            ratios, found = [], []
-            for repeat in range(options.repeats):
-                rates = {}
-                for kind in ("kit", "plain")[:: 1 if repeat % 2 else -1]:
-                    rates[kind], *others = measure(kind, processes, place, [*words, str(options.steps)])
-                    found += [others] if others else []
-                ratios.append(rates["kit"] / rates["plain"])
-            agreed, held, cpu = (statistics.median(column) for column in zip(*found, strict=True))
+            found = [measure(processes, place, [*words, str(options.turns)]) for _ in range(options.launches)]
+            ratios, seconds, agreed, held, cpu = ([n for row in rows for n in row] for rows in zip(*found, strict=True))
+            first, middle, last = statistics.quantiles(ratios)
             print(
-                f"{processes} processes: steps/s, kit over plain {statistics.median(ratios):.3f} of "
-                f"{' '.join(f'{ratio:.3f}' for ratio in ratios)} (last: {rates['kit']:.2f}); an agreement "
-                f"{agreed:.2f} ms; a save holds training {held:.1f} ms and takes {cpu:.0f} ms of CPU time besides",
+                f"{processes} processes: steps/s, kit over plain {middle:.3f} (quartiles {first:.3f} and {last:.3f} of "
+                f"{len(ratios)} turns; kit {STEPS / statistics.mean(seconds):.2f} steps/s); an agreement "
+                f"{statistics.median(agreed):.2f} ms; a save holds training {statistics.median(held):.1f} ms and takes "
+                f"{statistics.median(cpu):.0f} ms of CPU time besides",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], sys.argv[3:])
+        child(sys.argv[2:])
     else:
         main()

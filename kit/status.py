@@ -19,7 +19,7 @@ from kit import storage
 from kit.errors import StorageError
 
 NAME = "status.json"
-EVERY = 0.25  # seconds between two writes, so that a fast loop is not slowed
+EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 
 
 class Status:
@@ -27,7 +27,7 @@ class Status:
 
     Args:
         folder: The run folder.
-        silent: Print nothing: another process tells the same.
+        silent: Neither print nor write: another process tells the same.
     """
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
@@ -43,7 +43,7 @@ class Status:
         A full disk does not end a training run: what could not be written is written the next time.
         """
         self.values.update(values)
-        if not now and not self.due():
+        if self.silent or not (now or self.due()):
             return
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
@@ -57,7 +57,7 @@ class Status:
 
     def due(self) -> bool:
         """Tell whether the next update will be written."""
-        return time.monotonic() >= self._next and (self._job is None or self._job.done())
+        return not self.silent and time.monotonic() >= self._next and (self._job is None or self._job.done())
 
     def say(self, line: str) -> None:
         """Print one line for the user and keep it in the file, where the notebook finds it."""

@@ -287,6 +287,7 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
             gradients.begin()
             (2 * used).sum().backward()
             assert gradients.send() == [True, False, False]
+            gradients.collect()
             gradients.receive([True, True, False])
         assert torch.equal(used.grad, torch.full((3,), 5.0))
         assert torch.equal(others.grad, torch.zeros(3))
@@ -378,6 +379,15 @@ def test_two_ranks_give_the_bits_of_distributed_data_parallel(place: Path) -> No
     state = training.read(place / "working/runs/reference/checkpoints/latest.pt")
     assert differences(latest(child), state) == []
     assert rows(latest(child)) == rows(state)
+
+
+@pytest.mark.slow
+def test_number_of_buckets_changes_no_bit(place: Path, whole: dict[str, Any]) -> None:
+    """They are sent in one order, also where the last parameter of one is not the last whose gradient comes."""
+    variant(place, "Buckets", run_settings(place))
+    state = training.read(place / "working/runs/train/checkpoints/latest.pt")
+    assert differences(whole, state) == []
+    assert rows(whole) == rows(state)
 
 
 @pytest.mark.slow

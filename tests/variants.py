@@ -15,6 +15,7 @@ session.prepare_environment()
 
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
+import kit.trainer.gradients  # noqa: E402
 import kit.trainer.several  # noqa: E402
 from kit.trainer.loop import Resumable  # noqa: E402
 from kit.trainer.several import Several  # noqa: E402
@@ -44,6 +45,15 @@ class Reference(Several):
         self.scaler.scale(self.loss).backward()
         self.loss, self._agreed = self.loss.detach(), ""
         return images
+
+
+class Buckets(Several):
+    """Gradients travel in many buckets, where a small model's would in one."""
+
+    def _setup_train(self) -> None:
+        kit.trainer.gradients.BUCKET = 1 << 13
+        super()._setup_train()
+        assert len(self.gradients._buckets) > 10
 
 
 class Broken(Several):

@@ -16,8 +16,6 @@ runs several slices, or whose memory is full in the middle of a backward pass, h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ from torch.nn import Parameter
 from kit.snapshot import place
 from kit.trainer.ranks import Ranks, together, tree
 
-BUCKET = 4 << 20  # bytes
+BUCKET = 25 << 20  # bytes, as in DistributedDataParallel
 ALIGNMENT = 16  # numbers that a piece of a bucket is a multiple of
 Gradient = Tensor | None
 
@@ -43,7 +41,7 @@ class Bucket:
     """
 
     def __init__(self, parameters: list[Parameter], processes: int, on_cpu: bool) -> None:
-        self.parameters, self.missing = parameters, 0
+        self.parameters = parameters
         piece, size = ALIGNMENT * processes, sum(parameter.numel() for parameter in parameters)
         device = torch.device("cpu") if on_cpu else parameters[0].device
         self.sum = torch.zeros(-(-size // piece) * piece, dtype=parameters[0].dtype, device=device)
@@ -54,6 +52,11 @@ class Bucket:
             shape, _, stride, _ = place(parameter)
             self.views.append(self.sum.as_strided(shape, stride, start))
             start += parameter.numel()
+
+    @property
+    def full(self) -> bool:
+        """Whether all gradients are there."""
+        return all(parameter.grad is not None for parameter in self.parameters)
 
     def send(self, group: Any) -> None:
         """Send the gradients as they are; those that are missing count as zeros."""
@@ -85,6 +88,11 @@ class Bucket:
         with together():
             self._work.wait()
 
+    def sums(self) -> list[Tensor]:
+        """Return the sums, where the parameters are."""
+        device = self.parameters[0].device
+        return self.views if self.sum.device == device else [view.to(device) for view in self.views]
+
 
 class Gradients:
     """The `.grad` of a model's parameters, from the slices of one batch to the sum over all of them.
@@ -98,26 +106,18 @@ class Gradients:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
         self._sent, self._order = 0, ranks.order
-        self._lent = False  # gradients may be views of the buckets
-        cut = _cut(parameters) if ranks.size > 1 else ()
-        self._buckets = [Bucket(each, ranks.size, on_cpu=not ranks.cuda) for each in cut]
+        self._buckets = self._make()
+        self._others: list[Bucket] = []  # a sum stays in the one set while the next is on its way in the other
         if ranks.size == ranks.logical:
-            for bucket in self._buckets:
-                for parameter in bucket.parameters:
-                    parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                        partial(self._arrived, bucket)
-                    )
+            for bucket in self._buckets:  # whose last gradient comes last, or nearly so: a hook for each costs more
+                bucket.parameters[-1].register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Put what earlier batches left aside: a new batch begins."""
-        self._before = self.take()
-        if self._lent:  # they lie in the buckets, which are about to be used
-            self._before = [None if gradient is None else gradient.clone() for gradient in self._before]
-        self._lent = False
-        self._sent = 0
-        for bucket in self._buckets:
-            bucket.missing = len(bucket.parameters)
-        self.clear()
+        self._before, self._sent = self.take(), 0
+        if any(gradient is not None for gradient in self._before):
+            self._buckets, self._others = self._others or self._make(), self._buckets
+            self.clear()
 
     def take(self) -> list[Gradient]:
         """Return the gradients of the parameters, None where there is none."""
@@ -138,39 +138,44 @@ class Gradients:
             self._send_next()
         return [parameter.grad is not None for parameter in self._parameters]
 
-    def receive(self, used: list[bool]) -> None:
-        """Have the sum over all ranks, and over the batches since the last step, as gradients.
-
-        Args:
-            used: Which parameters any rank has a gradient of.
-        """
-        self._collect()
-        there = dict(zip(map(id, self._parameters), used, strict=True))
-        for bucket in self._buckets:
-            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
-                if there[id(parameter)]:
-                    parameter.grad = view.to(parameter.device)  # itself, where it is there already
-        self._lent = bool(self._buckets)
-        if any(gradient is not None for gradient in self._before):
-            self.set(add(self._before, self.take()))
-
-    def drop(self) -> None:
-        """Forget this batch and those since the last step, once all processes have got past it."""
-        self._collect()
-        self._before = []
-        self.clear()
-
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Have the sums over all processes in the buckets."""
         for bucket in self._buckets:
             bucket.add(self._order, self._ranks.group)
         for bucket in self._buckets:
             bucket.wait()
 
-    def _arrived(self, bucket: Bucket, parameter: Tensor) -> None:
-        """Send a bucket as soon as it is full, after those before it: the processes have to send in one order."""
-        bucket.missing -= 1
-        while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
+    def receive(self, used: list[bool]) -> None:
+        """Have the sum over all ranks, and over the batches since the last step, as gradients.
+
+        Args:
+            used: Which parameters any rank has a gradient of.
+        """
+        if self._buckets:
+            sums = [view for bucket in self._buckets for view in bucket.sums()][::-1]
+            for parameter, total, there, before in zip(self._parameters, sums, used, self._before, strict=True):
+                if there or before is not None:
+                    parameter.grad = total
+        if any(gradient is not None for gradient in self._before):
+            self.set(add(self.take(), self._before))
+
+    def drop(self) -> None:
+        """Forget this batch and those since the last step."""
+        self._before = []
+        self.clear()
+
+    def _make(self) -> list[Bucket]:
+        """Cut the parameters into buckets, the last ones first: their gradients are."""
+        cuts: list[list[Parameter]] = []
+        for parameter in reversed(self._parameters) if self._ranks.size > 1 else ():
+            if not cuts or parameter.dtype != cuts[-1][0].dtype or sum(p.nbytes for p in cuts[-1]) >= BUCKET:
+                cuts.append([])
+            cuts[-1].append(parameter)
+        return [Bucket(cut, self._ranks.size, on_cpu=not self._ranks.cuda) for cut in cuts]
+
+    def _arrived(self, _: Tensor) -> None:
+        """Send buckets as soon as they are full, one after the other: the processes have to send in one order."""
+        while self._sent < len(self._buckets) and self._buckets[self._sent].full:
             self._send_next()
 
     def _send_next(self) -> None:
@@ -193,14 +198,3 @@ def add(one: list[Gradient], other: list[Gradient]) -> list[Gradient]:
     if alone:
         torch._foreach_add_(alone, 0.0)  # -0 + 0 is 0: it travels so too
     return [b if a is None else a for a, b in zip(one, other, strict=True)]
-
-
-def _cut(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
-    """Cut the parameters into buckets, the last ones first: their gradients are."""
-    bucket: list[Parameter] = []
-    for parameter in reversed(parameters):
-        if bucket and (parameter.dtype != bucket[0].dtype or sum(p.nbytes for p in bucket) >= BUCKET):
-            yield bucket
-            bucket = []
-        bucket.append(parameter)
-    yield bucket

@@ -114,14 +114,24 @@ class Ranks:
             dist.all_gather_object(values, value, self._patient)
         return values
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """Return which flags any process has raised; each of them waits here for the others."""
+    def ask(self, *flags: bool) -> Callable[[], list[bool]]:
+        """Ask all processes which flags any has raised; what is returned waits for the answer."""
         if self.group is None:
-            return list(flags)
+            return lambda: list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
         with together():
-            dist.all_reduce(raised, dist.ReduceOp.MAX, self.group)
-        return [bool(flag) for flag in raised.tolist()]
+            work = dist.all_reduce(raised, dist.ReduceOp.MAX, self.group, async_op=True)
+
+        def answer() -> list[bool]:
+            with together():
+                work.wait()
+            return [bool(flag) for flag in raised.tolist()]
+
+        return answer
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Return which flags any process has raised; each of them waits here for the others."""
+        return self.ask(*flags)()
 
     def __enter__(self) -> Ranks:
         """Meet the other processes."""

@@ -128,13 +128,17 @@ class Several(Resumable):
         slices = dict(zip(ranks.own, batch, strict=True))
         self.gradients.begin()
         try:
-            self.gradients.set(tree(ranks.own, lambda rank: self._run_slice(i, rank, slices[rank]), add))
+            total = tree(ranks.own, lambda rank: self._run_slice(i, rank, slices[rank]), add)
+            if len(ranks.own) > 1:
+                self.gradients.set(total)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             problem = error
         reason = super()._reason()
-        stop, failed, *used = ranks.agree(bool(reason), problem is not None, *self.gradients.send())
+        answer = ranks.ask(bool(reason), problem is not None, *self.gradients.send())
+        self.gradients.collect()
+        stop, failed, *used = answer()
         self._agreed = (reason or "another process was asked to") if stop else ""
         if failed:
             self.gradients.drop()
@@ -144,10 +148,11 @@ class Several(Resumable):
 
     def _run_slice(self, i: int, rank: int, batch: dict[str, Any] | None) -> list[Gradient]:
         """Return the gradients of one slice; losses and statistics stay those of this process's first one."""
-        self.gradients.clear()
+        first = rank == self.run.ranks.own.start
+        if not first:
+            self.gradients.clear()
         if batch is None:
             return self.gradients.take()
-        first = rank == self.run.ranks.own.start
         kept = self.loss, self.loss_items, self.tloss
         buffers = [] if first else [buffer.clone() for buffer in self._buffers]
         words = self.args.seed, self.epoch, i
