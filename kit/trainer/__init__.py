@@ -68,7 +68,6 @@ def train(
             dataset = data.resolve(str(config.get("data")), config.classifies)
         identity = identify(config, dataset)
         overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
-        overrides["save_dir"] = str(config.run_folder)
         try:
             get_cfg(overrides=overrides)
             device, alone = _device(config, world)
@@ -179,6 +178,7 @@ def _check(run: Run, dataset: DataSet) -> None:
 
 def _train(run: Run, overrides: dict[str, Any]) -> None:
     status, config = run.status, run.config
+    overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
         old = config_module.from_dict(run.resumed["config"])
         decided = run.resumed["loop"]["decided"]

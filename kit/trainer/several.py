@@ -242,7 +242,6 @@ def trainer_class(run: Run, overrides: dict[str, Any]) -> type:
     """Return the trainer of the task in slices, and make the settings ready for it."""
     ranks = run.ranks
     overrides["plots"] = ranks.leads and run.config.get("plots")
-    overrides["save_dir"] = str(run.folder)
     same = {name: value for name, value in versions().items() if name != "threads"}  # those of the run are set
     members = ranks.gather({"pid": os.getpid(), "host": socket.gethostname(), "versions": same})
     run.status.update(now=True, processes=[{name: each[name] for name in ("pid", "host")} for each in members])
