@@ -151,7 +151,7 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         raise CheckpointError(
             f"'{path}' was refused: it holds {name or 'objects'}, which is code, not weights. Nothing was executed."
         ) from None
-    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, OSError) as error:
+    except Exception as error:  # a pickle that is damaged can raise anything
         raise CheckpointError(f"'{path}' is not a checkpoint: {' '.join(str(error).split())[:200]}.") from error
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     if worker.is_worker():
-        main = backup.main if backup.TASK in os.environ else worker.main
+        main = backup.main if os.environ.get(backup.TASK) else worker.main
         return main(config_module.load(options.config, options.settings), options.resume)
     from kit import launch
 

@@ -7,6 +7,7 @@ needs no import of ultralytics (and so of torch).
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import functools
 import hashlib
@@ -152,9 +153,9 @@ def parse_word(word: str) -> tuple[str, Any]:
         raise ConfigError(f"'{word}' is not a setting: write key=value, for example epochs=50.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
         value = text
-    return name.strip(), _number(value)
+    return name.strip(), text if isinstance(value, datetime.date) else _number(value)
 
 
 def to_words(settings: Mapping[str, Any]) -> list[str]:
@@ -191,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config '{path}' cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8; a date that is none; too many brackets
         raise ConfigError(f"The config '{path}' is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config '{path}' must hold `name: value` lines but holds {type(values).__name__}.")

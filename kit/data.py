@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from kit import description, session, shapes, storage
+from kit.config import Config
 from kit.description import VALIDATION
 from kit.errors import DataError
 
@@ -35,6 +36,13 @@ class DataSet:
 
     path: Path
     names: tuple[str, ...]
+
+
+def names(config: Config, dataset: DataSet | None = None) -> list[str]:
+    """Return the classes that a run trains; the data set is found where it is not given."""
+    if config.get("single_cls"):
+        return ["item"]
+    return list((dataset or resolve(str(config.get("data")), config.classifies)).names)
 
 
 def resolve(name: str, classify: bool = False) -> DataSet:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from kit import agent, backup, config as config_module, data, machine, scores, session, status, storage
 from kit.config import Config
-from kit.errors import CheckpointError, KitError, Stopped
+from kit.errors import CheckpointError, InputError, KitError, Stopped
 from kit.worker import PARENT
 
 LOG = "train.log"
@@ -145,7 +145,8 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
         except subprocess.TimeoutExpired:
             raise Stopped("There is no time left in this session to measure the best model: run again.") from None
         if done.returncode:
-            raise KitError(_error((done.stdout + done.stderr).splitlines()))
+            kind = InputError if done.returncode == InputError.exit_code else KitError
+            raise kind(_error((done.stdout + done.stderr).splitlines()))
     return folder
 
 
@@ -162,7 +163,7 @@ def _environment() -> dict[str, str]:
 
 def _start(arguments: list[str], output: BinaryIO, processes: int = 1, task: str = "") -> subprocess.Popen[bytes]:
     """Start `python -m kit`, several times where several processes train together."""
-    environment, python = {**_environment(), **({backup.TASK: task} if task else {})}, [sys.executable]
+    environment, python = {**_environment(), backup.TASK: task}, [sys.executable]
     if processes > 1:
         python = agent.command(processes)
         environment.setdefault("OMP_NUM_THREADS", str(max(int(machine.cores()) // processes, 1)))  # else 1

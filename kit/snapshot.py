@@ -91,6 +91,7 @@ class Slot:
         for name, places in layout.items():
             if places and (name not in self._staged or self._staged[name].places != places):
                 self._staged[name] = Home(places, staging=True, pinned=self._pinned)
+                self._seen.pop(name, None)
 
     def copy(self, sections: Sections, homes: dict[str, Home] | None = None) -> tuple[Sections, Callable[[], float]]:
         """Copy tensors into this memory, which is made anew where it does not fit.

@@ -17,7 +17,6 @@ import shutil
 import socket
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -221,7 +220,7 @@ def verify(path: Path) -> None:
             damaged = archive.testzip()
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' does not exist.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # each way to compress has its own
         raise CheckpointError(f"'{path}' is not a whole checkpoint: {error}.") from error
     if damaged is not None:
         raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")
@@ -247,22 +246,29 @@ class Lock:
         Raises:
             BusyError: Another process still holds it; the message says which.
         """
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         give_up = time.monotonic() + wait
-        while True:
+        while self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file), self.path.stat()):
+                    self._file = file
+            except FileNotFoundError:
+                pass  # who held it has moved the folder away: the next one is that of the folder that is there then
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise StorageError(f"'{self.path}' cannot be locked: {reason(error)}.") from error
                 if time.monotonic() >= give_up:
-                    holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
+                    holder = os.pread(file, 200, 0).decode(errors="replace").strip()
                     raise BusyError(
                         f"'{self.path.parent}' is in use by {holder or 'another process'}: "
                         "wait for it to end, stop it, or choose another folder with kit.run=runs/other."
                     ) from None
                 time.sleep(0.2)
+            finally:
+                if self._file is None:
+                    os.close(file)
         os.ftruncate(self._file, 0)
         os.pwrite(
             self._file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}".encode(), 0

@@ -125,6 +125,43 @@ def test_run_that_was_started_anew_replaces_the_one_before(place: Path, run: Pat
     assert {manifest["run_id"] for manifest in files(place).manifests()} == {"old", "new"}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"architecture": {**IDENTITY, "model": "yolov8s"}}, {"config": {"kit": {"run": "runs/other"}}}],
+)
+def test_run_that_was_started_anew_leaves_the_others_of_a_store(
+    place: Path, run: Path, settings: Config, other: dict[str, Any]
+) -> None:
+    """A store may hold runs of several models, and several of one."""
+    own = {"config": {"kit": {"run": "runs/train"}}}
+    write(run, 40, run_id="mine", **own)
+    Backup(run, "s3://here", files(place)).step()
+    wipe(place / "working")
+    write(run, 50, run_id="other", **{**own, **other})
+    Backup(run, "s3://here", files(place), anew=True).step()
+    wipe(place / "working")
+    said: list[str] = []
+    fetch(settings, "auto", opened(files(place)), said.append)
+    assert "step 40," in said[0]
+
+
+def test_backup_of_a_classification_run_is_found_by_its_folders(place: Path, run: Path) -> None:
+    """The data set that is attached has one folder per class."""
+    for name in ("cat", "dog"):
+        for split in ("train", "val"):
+            folder = place / "input/pets" / split / name
+            folder.mkdir(parents=True)
+            (folder / "1.png").touch()
+    (place / "empty.yaml").write_text("{}")
+    words = {"model": "yolov8n-cls.yaml", "data": "auto", "kit.backup": f"file://{place}/store"}
+    write(run, 7, architecture={"task": "classify", "model": "yolov8n-cls", "names": ["cat", "dog"]})
+    Backup(run, "s3://here", files(place)).step()
+    wipe(place / "working")
+    said: list[str] = []
+    fetch(config.load(place / "empty.yaml", words), "auto", opened(files(place)), said.append)
+    assert "step 7," in said[0]
+
+
 @pytest.mark.parametrize("resume", ["never", "somewhere/latest.pt"])
 def test_nothing_is_fetched_for_a_start_anew_or_from_a_file(
     place: Path, run: Path, settings: Config, resume: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -149,6 +150,23 @@ def test_torn_manifest_is_passed_over(folder: Any, tmp_path: Path) -> None:
     (newest,) = Path(folder.root, "one").glob("manifest-*.json")
     newest.with_name("manifest-000002.json").write_bytes(newest.read_bytes()[:-10])
     assert folder.manifests() == [manifest]
+
+
+def test_key_that_may_not_delete_is_good_enough(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is uploaded then stays, and that is all."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(folder.fs, "rm_file", refuse)
+    folder.check()
+
+
+def test_list_of_files_is_no_manifest(folder: Any, tmp_path: Path) -> None:
+    """Whatever a manifest of somebody else holds, the others count."""
+    manifest, _ = backup(tmp_path, 1, latest=b"1")
+    assert parse(json.dumps(manifest).encode()) == manifest
+    assert parse(json.dumps({**manifest, "files": ["latest.pt"]}).encode()) is None
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null", b"\xff", b'{"run_id": "one"}'])

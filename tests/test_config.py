@@ -383,3 +383,9 @@ def test_model_file_in_another_folder_is_no_difference(load: Load) -> None:
     assert config.differences(old, load(BASE, "model=/kaggle/input/a/yolo2.pt")) == [
         "model: '/kaggle/input/a/yolo.pt' -> '/kaggle/input/a/yolo2.pt'"
     ]
+
+
+@pytest.mark.parametrize("name", ["2024-06-01", "2024-13-45"])
+def test_date_names_a_run(load: Load, name: str) -> None:
+    """YAML would make a date of it, or fail at one that is none."""
+    assert load(BASE, f"kit.run={name}").kit.run == name

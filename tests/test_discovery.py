@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ def make_foreign(path: Path) -> None:
     save(path, {"model": 1})
 
 
+def make_torn(path: Path) -> None:
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:  # as a bit that makes another operation of one: the checksum is never read
+        for name, content in records.items():
+            new.writestr(name, b"\x80\x02u." if name.endswith("/data.pkl") else content)
+
+
 def make_newer(path: Path) -> None:
     save(path, state(20, format_version=99))
 
@@ -119,6 +128,7 @@ def make_newer(path: Path) -> None:
         (make_code, "kit.discovery.Candidate, which is code"),
         (make_foreign, "is not a checkpoint of this kit"),
         (make_newer, "update the kit"),
+        (make_torn, "is not a checkpoint"),
     ],
 )
 def test_bad_checkpoint_is_reported_with_its_reason_and_the_good_one_found(

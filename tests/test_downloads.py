@@ -146,6 +146,19 @@ def test_disk_without_hard_links_offers_the_files_themselves(run: Path, monkeypa
     assert found["best.pt"] == run / "checkpoints/best.pt"
 
 
+def test_what_others_put_beside_the_downloads_stays(run: Path) -> None:
+    """Jupyter makes a folder where it lists files, and a user may drop something."""
+    ready = Downloads(run)
+    ready.settle()
+    (run / "downloads/.ipynb_checkpoints").mkdir()
+    (run / "downloads/notes.txt").write_text("mine")
+    (run / "results.csv").write_text("epoch,time\n1,2\n2,4\n")
+    ready.settle()
+    ready.settle()
+    ready.clear()
+    assert {path.name for path in (run / "downloads").iterdir()} == {".ipynb_checkpoints", "notes.txt"}
+
+
 def test_batch_run_has_no_second_names(run: Path) -> None:
     """The saved output would hold the files twice; those of an interactive session before are removed."""
     Downloads(run).settle()

@@ -82,6 +82,15 @@ def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], numbe
     assert training.read(tmp_path / "runs/train/checkpoints/latest.pt")["epoch"] >= 1
 
 
+def test_variable_that_somebody_has_exported_starts_no_backup(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher tells a child with it what to do; the user may have meant kit.backup."""
+    monkeypatch.setenv("KIT_BACKUP", "fetch")
+    outcome = launch.run(words(values)[1], words(values, epochs=1)[2:])
+    assert outcome.status.get("state") == "finished"
+
+
 def test_error_of_an_earlier_session_is_not_told_again(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,12 +142,15 @@ def test_two_ranks_give_the_bits_of_distributed_data_parallel(place: Path) -> No
 
 
 @pytest.mark.slow
-def test_number_of_buckets_changes_no_bit(place: Path, whole: dict[str, Any]) -> None:
+@pytest.mark.parametrize("processes", [2, 3])
+def test_number_of_buckets_changes_no_bit(place: Path, processes: int) -> None:
     """They are sent in one order, also where the last parameter of one is not the last whose gradient comes."""
-    variant(place, "Buckets", run_settings(place))
+    values = {**run_settings(place, epochs=2), "kit.ranks": processes}
+    variant(place, "Buckets", values, processes)
     state = training.read(place / "working/runs/train/checkpoints/latest.pt")
-    assert differences(whole, state) == []
-    assert rows(whole) == rows(state)
+    alone = training.train({**values, "kit.run": "runs/alone"})
+    assert differences(alone, state) == []
+    assert rows(alone) == rows(state)
 
 
 @pytest.mark.slow
@@ -312,10 +315,10 @@ def test_full_memory_and_a_bad_loss_are_agreed_on(place: Path) -> None:
     assert state["loop"]["decided"]["batch"] == 4
 
 
-def variant(place: Path, name: str, values: dict[str, Any]) -> None:
-    """Train to the end with one of the trainers in `variants.py`, in two processes."""
+def variant(place: Path, name: str, values: dict[str, Any], processes: int = 2) -> None:
+    """Train to the end with one of the trainers in `variants.py`."""
     (place / "empty.yaml").write_text("{}")
     script = str(Path(__file__).with_name("variants.py"))
     words = [script, name, str(place / "empty.yaml"), *config.to_words(values)]
-    process = torchrun(place, "--standalone", "--nproc-per-node=2", *words)
+    process = torchrun(place, "--standalone", f"--nproc-per-node={processes}", *words)
     assert process.wait(300) == 0, (place / "output.txt").read_text()

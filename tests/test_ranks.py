@@ -17,6 +17,7 @@ from kit.errors import ConfigError, Stopped
 from kit.randomness import EpochOrder, Sample, cut
 from kit.session import World
 from kit.trainer.gradients import Gradients, add
+from kit.trainer.loop import Resumable
 from kit.trainer.ranks import Ranks, spread, tree
 
 SETTINGS = {
@@ -173,6 +174,30 @@ def test_run_of_several_ranks_keeps_its_threads(place: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_full_memory_in_a_later_slice_leaves_the_statistics_of_the_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may run that slice: what it did to BatchNorm before memory was full must not be seen."""
+    own, calls, ends = Resumable._forward_backward, 0, []
+
+    def fail(self: Any, *words: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and not late:
+            raise RuntimeError("CUDA out of memory")
+        batch = own(self, *words)
+        if calls == 2:
+            raise RuntimeError("CUDA out of memory")
+        return batch
+
+    monkeypatch.setattr(Resumable, "_forward_backward", fail)
+    for late in (False, True):
+        calls = 0
+        ends.append(training.train({**run_settings(place, epochs=1), "kit.ranks": 2, "kit.run": f"runs/{late}"}))
+    assert ends[0]["loop"]["decided"]["batch"] == 4
+    assert differences(*ends) == []
+
+
 def test_gradient_that_no_rank_has_stays_missing() -> None:
     """As in DistributedDataParallel: the optimizer leaves a parameter alone that nobody used."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -180,6 +205,8 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
         used, others, nobodys = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
         ranks: Any = SimpleNamespace(size=2, logical=4, cuda=False, order=[0, 1], group=None)
         gradients = Gradients([used, others, nobodys], ranks)
+        views = [view for bucket in gradients._buckets for view in bucket.views]
+        assert all(view.data_ptr() % 64 == 0 for view in views), "a GPU's norm depends on it"
         used.grad = torch.ones(3)
         for _ in range(2):
             gradients.begin()

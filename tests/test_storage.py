@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -403,3 +405,22 @@ def test_lock_waits_for_a_dying_holder(tmp_path: Path) -> None:
     Lock(tmp_path / ".lock").acquire(wait=60)
     holder.stdout.close()
     holder.wait()
+
+
+def test_lock_of_a_folder_that_was_moved_away_is_not_the_lock_of_its_place(tmp_path: Path) -> None:
+    """`--resume never` moves the run folder while another starter waits for its lock."""
+    (tmp_path / "run").mkdir()
+    holder = python(HOLD, tmp_path / "run/.lock")
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    waiting = Lock(tmp_path / "run/.lock")
+    thread = threading.Thread(target=waiting.acquire, args=[60])
+    thread.start()
+    time.sleep(0.5)
+    (tmp_path / "run").rename(tmp_path / "run-1")
+    holder.communicate()
+    thread.join()
+    other = python(HOLD, tmp_path / "run/.lock")
+    other.communicate()
+    assert other.returncode == 3
+    waiting.release()

@@ -12,8 +12,8 @@ import torch
 import training
 from training import Killed, differences, kill_at, rows, stop_at
 
-from kit import checkpoint, session, status
-from kit.errors import ConfigError, DataError, MismatchError, ModelError, Stopped
+from kit import checkpoint, session, status, storage
+from kit.errors import ConfigError, DataError, MismatchError, ModelError, Stopped, StorageError
 from kit.trainer import setup
 from kit.trainer.samples import LabelledSamples
 
@@ -351,3 +351,20 @@ def test_checkpoints_in_the_way_of_a_given_one_are_kept(place: Path, capsys: pyt
     assert "latest.pt of the run folder was kept as latest.pt.old" in capsys.readouterr().out
     for name, content in contents.items():
         assert (folder / f"{name}.old").read_bytes() == content
+
+
+def test_given_checkpoint_that_does_not_fit_moves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 says that nothing was lost: the next plain start goes on where the run stood."""
+    values = training.settings(place, epochs=3)
+    kill(run(values, "a"), at=ASKED + 1)
+    kill(run(values, "b"), at=2 * ASKED + 1)
+    folder = place / "working/runs/b/checkpoints"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+
+    def full(source: Path, target: Path) -> None:
+        raise StorageError(f"'{target}' could not be written: the disk is full.")
+
+    monkeypatch.setattr(storage, "copy", full)
+    with pytest.raises(StorageError):
+        training.train(run(values, "b"), resume=str(place / "working/runs/a/checkpoints/latest.pt"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

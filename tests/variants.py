@@ -56,15 +56,27 @@ class Buckets(Several):
         assert len(self.gradients._buckets) > 10
 
 
-class Broken(Several):
-    """Memory is full in the second process's third slice; in the third epoch the first one's loss is no number."""
+class Broken(Buckets):
+    """Memory is full in the second process's third slice; in the third epoch the first one's loss is no number.
+
+    It is full in the middle of the backward pass, when some buckets are on their way already.
+    """
 
     calls = 0
 
-    def _run_slice(self, i: int, rank: int, batch: Any) -> Any:
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if self.run.ranks.world.rank == 1:
+            middle = len(self.gradients._buckets) // 2
+            self.gradients._buckets[middle].parameters[0].register_post_accumulate_grad_hook(self._fill)
+
+    def _fill(self, _: Any) -> None:
         self.calls += 1
-        if self.run.ranks.world.rank == 1 and self.calls == 3:
+        if self.calls == 3:
+            assert 0 < self.gradients._sent < len(self.gradients._buckets)
             raise RuntimeError("CUDA out of memory")
+
+    def _run_slice(self, i: int, rank: int, batch: Any) -> Any:
         taken = super()._run_slice(i, rank, batch)
         if self.run.ranks.leads and self.epoch == 2 and not self.nan_recovery_attempts:
             self.loss = self.loss * float("nan")

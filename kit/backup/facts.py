@@ -20,7 +20,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Read what a checkpoint says of itself; its tensors stay on the disk and nothing is executed.
 
     Returns:
-        `run_id`, `identity` (`task`, `model`, `names`), `step`, `epoch`, `epochs` and `best_map`.
+        `run_id`, `run` (the setting `kit.run`), `identity` (`task`, `model`, `names`), `step`, `epoch`, `epochs` and
+        `best_map`.
 
     Raises:
         CheckpointError: It is no checkpoint.
@@ -34,6 +35,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise ValueError(f"{run_id!r} names no run")  # it becomes a folder's name in the store
         return {
             "run_id": run_id,
+            "run": str(state["config"].get("kit", {}).get("run", "")),
             "identity": {key: architecture[key] for key in ("task", "model", "names")},
             "step": int(progress["global_step"]),
             "epoch": int(state["epoch"]),

@@ -96,21 +96,20 @@ def _standing(folder: Path) -> dict[str, Any] | None:
 
 
 def _choose(manifests: list[Manifest], config: Config, here: dict[str, Any] | None) -> Manifest | None:
-    """Choose the backup of the run that is here, or else the furthest one of the same model and classes.
+    """Choose the backup of the run that is here; else of the same model and classes, first of the same `kit.run`.
 
     The training process compares all that makes a run the same; this spares a download.
     """
     if here is not None:
         return next((manifest for manifest in manifests if manifest["run_id"] == here["run_id"]), None)
-    names = ["item"] if config.get("single_cls") else list(data.resolve(str(config.get("data"))).names)
-    same = {"model": Path(str(config.get("model"))).stem, "names": names}
+    same = {"model": Path(str(config.get("model"))).stem, "names": data.names(config)}
     replaced = {run for manifest in manifests for run in manifest["replaces"]}
     found = [
         manifest
         for manifest in manifests
         if manifest["run_id"] not in replaced and {key: manifest["identity"].get(key) for key in same} == same
     ]
-    return max(found, key=lambda manifest: int(manifest["step"]), default=None)
+    return max(found, key=lambda each: (each.get("run") == config.kit.run, int(each["step"])), default=None)
 
 
 @contextlib.contextmanager

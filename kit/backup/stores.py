@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,8 +79,10 @@ class Files:
         """Write a file and remove it."""
         if not self.flat:
             self.fs.makedirs(self.root, exist_ok=True)
-        self.fs.pipe_file(f"{self.root}/.kit", b"")
-        self.fs.rm_file(f"{self.root}/.kit")
+        probe = f"{self.root}/.{uuid.uuid4().hex}"
+        self.fs.pipe_file(probe, b"")
+        with contextlib.suppress(Exception):  # a key that may not delete
+            self.fs.rm_file(probe)
 
     def manifests(self) -> list[Manifest]:
         """Return the newest whole manifest of each run."""
@@ -118,8 +121,9 @@ class Files:
     def _read(self, folder: str) -> Iterator[Manifest]:
         """Yield the whole manifests of a run, the newest first."""
         for path in sorted(filter(_MANIFEST.search, self._list(folder)), reverse=True):
-            if manifest := parse(self.fs.cat_file(path)):
-                yield manifest
+            with contextlib.suppress(FileNotFoundError):  # another session has removed it just now
+                if manifest := parse(self.fs.cat_file(path)):
+                    yield manifest
 
     def _list(self, folder: str) -> list[str]:
         try:
@@ -252,7 +256,7 @@ def parse(text: bytes) -> Manifest | None:
         good = all(isinstance(manifest[key], kind) for key, kind in _KEYS.items())
         sizes = [int(entry["size"]) for entry in manifest["files"].values() if entry["sha256"]]
         good = good and "latest.pt" in manifest["files"] and len(sizes) == len(manifest["files"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if good else None
 

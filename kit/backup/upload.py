@@ -128,7 +128,9 @@ class Backup:
         run = facts["run_id"]
         if self._there is None:
             self._there = {manifest["run_id"]: manifest for manifest in self.store.manifests()}
-        before = self._there.get(run) or {"files": {}, "replaces": sorted(self._there) if self.anew else []}
+        same = {"run": facts["run"], "identity": facts["identity"]}
+        old = [name for name, each in self._there.items() if self.anew and {**same, **each} == {**each, **same}]
+        before = self._there.get(run) or {"files": {}, "replaces": sorted(old)}
         files = {name: {"size": path.stat().st_size, "sha256": checksum(path)} for name, path in paths.items()}
         manifest = {**facts, "time": time.time(), "replaces": before["replaces"], "files": files}
         if files == before["files"]:

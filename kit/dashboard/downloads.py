@@ -13,11 +13,12 @@ import hashlib
 import html
 import os
 import pickletools
+import re
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ SOURCES = {  # what is offered: path in the run folder, name of the download, wh
     "results.csv": ("results.csv", "a row for each epoch"),
 }
 PLOTS = "plots.zip"
+_OWN = re.compile(r"(best|slim-best|latest|results|plots)(-e\d+)?-[0-9a-f]{8}\.\w+|plots\.zip|\..*\.tmp")
 Key = tuple[int, int, int]
 
 
@@ -112,8 +114,7 @@ class Downloads:
 
     def clear(self) -> None:
         """Remove all second names."""
-        for path in (self.folder / FOLDER).glob("*"):
-            path.unlink(missing_ok=True)
+        self._remove()
         with contextlib.suppress(OSError):
             (self.folder / FOLDER).rmdir()
 
@@ -128,13 +129,16 @@ class Downloads:
                 self._offer(PLOTS, "all pictures", tuple(map(_key, plots)), lambda: self._pack(plots))
         names = [*(name for name, _ in SOURCES.values()), PLOTS]
         items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
-        keep = {item.path for item in (*items, *self.items)}  # a page that was open may still have the one before
-        for path in (self.folder / FOLDER).glob("*"):
-            if path not in keep:
-                path.unlink(missing_ok=True)
+        self._remove({item.path for item in (*items, *self.items)})  # an open page may still have the one before
         self._cost = max(time.thread_time() - began, self._cost)
         self._next = time.monotonic() + max(CHECK_S, self._cost * SHARE)
         return items
+
+    def _remove(self, keep: Iterable[Path] = ()) -> None:
+        """Remove second names; what somebody else has put there stays."""
+        for path in (self.folder / FOLDER).glob("*"):
+            if path not in keep and _OWN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
         """Offer a file, unless the one that is offered is it."""

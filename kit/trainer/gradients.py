@@ -26,8 +26,8 @@ from torch.nn import Parameter
 from kit.snapshot import place
 from kit.trainer.ranks import Ranks, together, tree
 
-BUCKET = 25 << 20  # bytes, as in DistributedDataParallel
-ALIGNMENT = 16  # numbers that a piece of a bucket is a multiple of
+BUCKET = 25 << 20  # bytes after which a new one begins
+ALIGNMENT = 16  # numbers that views and pieces are multiples of: a GPU sums the norm of others in another order
 Gradient = Tensor | None
 
 
@@ -42,16 +42,16 @@ class Bucket:
 
     def __init__(self, parameters: list[Parameter], processes: int, on_cpu: bool) -> None:
         self.parameters = parameters
-        piece, size = ALIGNMENT * processes, sum(parameter.numel() for parameter in parameters)
+        starts, end, piece = [], 0, ALIGNMENT * processes
+        for parameter in parameters:
+            starts.append(end)
+            end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         device = torch.device("cpu") if on_cpu else parameters[0].device
-        self.sum = torch.zeros(-(-size // piece) * piece, dtype=parameters[0].dtype, device=device)
+        self.sum = torch.zeros(-(-end // piece) * piece, dtype=parameters[0].dtype, device=device)
         self._pieces = torch.empty_like(self.sum) if processes > 2 else None
         self._work: Any = None
-        self.views, start = [], 0
-        for parameter in parameters:
-            shape, _, stride, _ = place(parameter)
-            self.views.append(self.sum.as_strided(shape, stride, start))
-            start += parameter.numel()
+        places = [place(parameter) for parameter in parameters]
+        self.views = [self.sum.as_strided(p.shape, p.stride, start) for p, start in zip(places, starts, strict=True)]
 
     @property
     def full(self) -> bool:
@@ -106,17 +106,18 @@ class Gradients:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
         self._sent, self._order = 0, ranks.order
-        self._buckets = self._make()
-        self._others: list[Bucket] = []  # a sum stays in the one set while the next is on its way in the other
+        self._buckets, self._others = self._make(), self._make()  # a sum stays in one while the next is on its way
         if ranks.size == ranks.logical:
             for bucket in self._buckets:  # whose last gradient comes last, or nearly so: a hook for each costs more
                 bucket.parameters[-1].register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+        self.send()  # zeros: what a backend needs for its connections is taken before the first batch fills the memory
+        self.collect()
 
     def begin(self) -> None:
         """Put what earlier batches left aside: a new batch begins."""
         self._before, self._sent = self.take(), 0
         if any(gradient is not None for gradient in self._before):
-            self._buckets, self._others = self._others or self._make(), self._buckets
+            self._buckets, self._others = self._others, self._buckets
             self.clear()
 
     def take(self) -> list[Gradient]:
@@ -158,6 +159,7 @@ class Gradients:
                     parameter.grad = total
         if any(gradient is not None for gradient in self._before):
             self.set(add(self.take(), self._before))
+        self._before = []
 
     def drop(self) -> None:
         """Forget this batch and those since the last step."""

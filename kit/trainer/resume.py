@@ -42,8 +42,7 @@ def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
     task = task or guess_model_task(name)
     if task not in STOCK:
         raise ModelError(f"The kit does not train the task '{task}' of '{name}': it trains {', '.join(STOCK)}.")
-    names = ("item",) if config.get("single_cls") else dataset.names
-    return {"task": task, "model": Path(name).stem, "names": list(names)}
+    return {"task": task, "model": Path(name).stem, "names": data.names(config, dataset)}
 
 
 def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> dict[str, Any] | None:
@@ -72,10 +71,13 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if changed:
         status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
     if found.path.parent != folder:
+        arriving = folder / f".{LATEST}{storage.TEMPORARY}"
+        storage.make_room(folder, found.path.stat().st_size)
+        storage.copy(found.path, arriving)  # before anything gives way to it
         for path in (folder / LATEST, folder / PREVIOUS):
             if path.exists():
                 status.say(f"{path.name} of the run folder was kept as {storage.set_aside(path, 'old').name}")
-        storage.copy(found.path, folder / LATEST)
+        arriving.replace(folder / LATEST)
     _see_to_best(folder / BEST, found, status)
     return state
 

@@ -163,12 +163,14 @@ class Several(Resumable):
         order, share = self.train_loader.batch_sampler, 1.0
         if self.args.task == "classify":  # the others' losses are sums over the images
             share = len(batch["img"]) / min(order.batch_size, order.samples - i * order.batch_size)
-        shown = super()._forward_backward(i, batch, share)
+        try:
+            shown = super()._forward_backward(i, batch, share)
+        finally:  # also where memory is full: another process may have had the room
+            if not first:
+                self.loss, self.loss_items, self.tloss = kept
+                torch._foreach_copy_(self._buffers, buffers)
         if first:
             self._shown = shown
-        else:
-            self.loss, self.loss_items, self.tloss = kept
-            torch._foreach_copy_(self._buffers, buffers)
         return self.gradients.take()
 
     def _reason(self) -> str:
