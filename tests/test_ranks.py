@@ -13,7 +13,7 @@ import training
 from training import differences, rows, stop_at
 
 from kit import agent, config, launch
-from kit.errors import ConfigError, Stopped
+from kit.errors import ConfigError, KitError, Stopped
 from kit.randomness import EpochOrder, Sample, cut
 from kit.session import World
 from kit.trainer.gradients import Gradients, add
@@ -196,6 +196,17 @@ def test_full_memory_in_a_later_slice_leaves_the_statistics_of_the_first(
         ends.append(training.train({**run_settings(place, epochs=1), "kit.ranks": 2, "kit.run": f"runs/{late}"}))
     assert ends[0]["loop"]["decided"]["batch"] == 4
     assert differences(*ends) == []
+
+
+def test_batch_is_not_halved_below_an_image_for_each_slice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end in advice to raise the batch, where memory is full."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(Resumable, "_forward_backward", fail)
+    with pytest.raises(KitError, match="memory is full in epoch 1 with batch=2"):
+        training.train({**run_settings(place), "batch": 2, "kit.ranks": 2})
 
 
 def test_gradient_that_no_rank_has_stays_missing() -> None:

@@ -39,12 +39,12 @@ class Recovery(Setup):
         found holds for the whole of it.
 
         Raises:
-            KitError: Memory is full in a later epoch, or again after three halvings.
+            KitError: Memory is full in a later epoch, again after three halvings, or with an image in each slice.
             RuntimeError: `error`, which is of another kind.
         """
         if not out_of_memory(error):
             raise error
-        if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size == 1:
+        if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.logical:
             raise KitError(
                 f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
                 f"imgsz={self.args.imgsz}. Is another program using it? Else go on with a smaller batch (no longer "
