@@ -70,6 +70,7 @@ class Disk:
 
 
 DISK = Disk()
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that knows no second names
 
 
 def publish(
@@ -100,8 +101,14 @@ def publish(
             if durable:
                 disk.sync(file)
         if previous is not None and path.exists():
-            disk.link(path, second)
-            disk.replace(second, previous)  # where both are names of one file, this leaves both; see below
+            try:
+                disk.link(path, second)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                disk.replace(path, previous)  # for a moment it is the only one
+            else:
+                disk.replace(second, previous)  # where both are names of one file, this leaves both; see below
         disk.replace(temporary, path)
         if durable:
             disk.sync_folder(path.parent)

@@ -77,6 +77,14 @@ def test_previous_that_is_already_the_same_file_leaves_nothing_behind(folder: Pa
     assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_disk_without_hard_links_keeps_the_generation_before_all_the_same(folder: Path, number: int) -> None:
+    """exFAT, and many a mount, know one name for each file."""
+    made, _ = calls(folder.parent / "elsewhere")
+    publish(folder, FailingDisk(made.index("link") + 1, number))
+    assert content(folder) == {"latest.pt": "new", "previous.pt": "old"}
+
+
 def calls(folder: Path) -> tuple[list[str], int]:
     """Return the disk calls of publishing, and the number of the one after which the name points at the new file."""
     disk = FailingDisk()
