@@ -77,7 +77,7 @@ def test_session_with_an_empty_disk_ends_with_the_same_bits(
     expected = training.train({**values, "kit.backup": None, "kit.run": "runs/untouched"})
     best = weights(tmp_path / "working/runs/untouched/checkpoints/best.pt")
     child = start(tmp_path, values)
-    child.wait_for(lambda status: status.get("completed", 0) >= 2)
+    child.wait_for(lambda _: child.step() >= 6)
     child.process.send_signal(signal.SIGTERM)
     assert child.wait() == 75, child.output()
     assert f"In {address}: latest.pt and best.pt (epoch " in child.output()

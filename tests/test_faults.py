@@ -177,7 +177,7 @@ def test_full_disk_that_takes_no_log_does_not_end_training(small: Path) -> None:
     values = training.settings(small.parent, epochs=40, val=False, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     child = training.start(small.parent, values)
-    child.wait_for(lambda status: status.get("completed", 0) >= 2, "working/runs/train")
+    child.wait_for(lambda _: child.step("working/runs/train") >= 6)
     end = time.monotonic() + 1
     while time.monotonic() < end:
         fill(small)

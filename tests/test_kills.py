@@ -74,28 +74,19 @@ def sweep(place: Path, shown: list[str], task: str, epochs: int, kills: int) -> 
 
 
 def kill_and_resume(working: Path, values: dict[str, Any], kills: int, chance: random.Random) -> list[str]:
-    """Kill a run until it was resumed at so many different places, and let it end.
+    """Kill a run so many times, each time further on, and let it end.
 
     Returns:
-        The places, as epoch/batch, that the sessions started at, the beginning first; a kill that led to no new
-        place is left out.
+        The places, as epoch/batch, that the sessions started at, the beginning first.
     """
     last = (values["epochs"] - 1) * BATCHES  # the last epoch is for a killer that comes late
     targets = [chance.randrange(last * n // kills, last * (n + 1) // kills) for n in range(kills)]  # all over the run
     pid = 0
-    for session in range(2 * kills + 1):
+    for session, target in enumerate(targets):
         child = Child(working, words(values, workers=session % 3))
-        places = list(dict.fromkeys(starts(child, session + 1)))
-        if len(places) > kills:
-            assert child.wait() == 0, child.output()
-            return places
-        pid = kill(child, targets[len(places) - 1], pid, chance)
-    raise AssertionError(f"{2 * kills + 1} kills led to no more than these places: {places}")
-
-
-def starts(child: Child, sessions: int) -> list[str]:
-    """Wait until so many sessions have said where they start; return that, as epoch/batch or epoch/validation."""
-    child.wait_for(lambda _: len(STARTED.findall(child.output())) == sessions)
+        pid = kill(child, max(target, child.step() + 1), pid, chance)
+    child = Child(working, words(values))
+    assert child.wait() == 0, child.output()
     return ["/".join(found) for found in STARTED.findall(child.output())]
 
 
@@ -104,17 +95,11 @@ def kill(child: Child, step: int, earlier: int, chance: random.Random) -> int:
 
     Args:
         child: The session.
-        step: In batches since the beginning of the run.
+        step: In batches since the beginning of the run; further than where the session starts.
         earlier: The process that was killed last: until the new one writes, the status is still its.
         chance: Decides how long to wait.
     """
-
-    def saved(status: dict[str, Any]) -> bool:
-        checkpoint = status.get("checkpoint")
-        new = status.get("pid") != earlier and checkpoint is not None
-        return new and checkpoint["epoch"] * BATCHES + checkpoint["batch"] >= step
-
-    pid: int = child.wait_for(saved)["pid"]
+    pid: int = child.wait_for(lambda status: status.get("pid", earlier) != earlier and child.step() >= step)["pid"]
     time.sleep(chance.uniform(0, 0.1))
     os.kill(pid, signal.SIGKILL)
     assert child.wait() == 1, child.output()

@@ -50,7 +50,7 @@ def test_killed_process_resumes_bit_identical(tmp_path: Path, values: dict[str, 
     long = {**values, "epochs": 25}
     untouched = finished(tmp_path, long, **{"kit.run": "runs/untouched"})
     child = Child(tmp_path, words(long))
-    seen = child.wait_for(lambda status: status.get("completed", 0) >= 2)
+    seen = child.wait_for(lambda _: child.step() >= 6)
     os.kill(seen["pid"] if victim == "training" else child.process.pid, signal.SIGKILL)
     assert child.wait() == (1 if victim == "training" else -signal.SIGKILL)
     again = finished(tmp_path, long)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from training import Child, differences, rows, stop_at
 
 from kit import checkpoint, config
 from kit.errors import Stopped
+
+BATCHES = -(-IMAGES // 8)  # per epoch
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,11 @@ def latest(child: Child) -> dict[str, Any]:
     return training.read(child.working / "runs/train/checkpoints/latest.pt")
 
 
-def after(epochs: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda status: status.get("completed", 0) >= epochs and len(status.get("processes", [])) > 1
+def wait_for_step(child: Child, step: int, earlier: int = 0) -> dict[str, Any]:
+    """Wait until two processes, not those of an earlier session, saved a checkpoint at this step or beyond."""
+    return child.wait_for(
+        lambda status: status.get("pid") != earlier and len(status.get("processes", [])) == 2 and child.step() >= step
+    )
 
 
 def pids(status: dict[str, Any]) -> list[int]:
@@ -78,7 +82,7 @@ def test_run_goes_from_two_processes_to_one_and_back_without_losing_a_bit(place:
     """Stopped, then run by one process with two slices, then by two again, it ends as one that was never touched."""
     values = run_settings(place)
     child = start(place, values, 2)
-    seen = child.wait_for(after(1))
+    seen = wait_for_step(child, BATCHES)
     child.process.send_signal(signal.SIGTERM)
     assert child.wait() == 75, child.output()
     assert child.status()["state"] == "stopped"
@@ -101,7 +105,7 @@ def test_rank_that_is_killed_takes_the_others_with_it_and_the_next_start_goes_on
     """Within seconds all are gone, the output says who was killed, and the run ends with the bits of an untouched."""
     values = run_settings(place, **EVERY_BATCH)
     child = start(place, values, 2)
-    seen = child.wait_for(after(1))
+    seen = wait_for_step(child, BATCHES)
     os.kill(pids(seen)[1], signal.SIGKILL)
     began = time.monotonic()
     assert child.wait() == 1
@@ -195,18 +199,10 @@ def test_run_killed_all_over_with_two_processes_ends_bit_identical(place: Path, 
     child = start(place, {**values, "kit.run": "runs/untouched"}, 2)
     assert child.wait() == 0, child.output()
     whole = training.read(place / "working/runs/untouched/checkpoints/latest.pt")
-    batches = -(-IMAGES // 8)
     for victim in ("rank 0", "rank 1", "agent", "launcher", "rank 1", "rank 0"):
-        step = len(places) * batches * epochs // 7 + 1
+        step = len(places) * BATCHES * epochs // 7 + 1
         child = start(place, values, 2)
-        before = child.status().get("pid")
-
-        def reached(status: dict[str, Any], step: int = step, before: Any = before) -> bool:
-            saved = status.get("checkpoint") or {"epoch": 0, "batch": 0}
-            new = status.get("pid") != before and len(status.get("processes", [])) == 2
-            return new and saved["epoch"] * batches + saved["batch"] >= step
-
-        seen = child.wait_for(reached)
+        seen = wait_for_step(child, max(step, child.step() + 1), child.status().get("pid", 0))
         ranks = pids(seen)
         above = parent(ranks[0])
         time.sleep(chance.uniform(0, 0.2))
@@ -279,7 +275,7 @@ def wait_for_checkpoint(machines: list[Path], agents: list[subprocess.Popen[str]
 def test_launcher_that_is_killed_leaves_no_rank_behind(place: Path) -> None:
     """The agent gets a signal from the kernel, and passes it on; the ranks save and leave."""
     child = start(place, run_settings(place, epochs=100000), 2)
-    seen = child.wait_for(after(1))
+    seen = wait_for_step(child, BATCHES)
     child.process.kill()
     assert gone([*pids(seen), parent(pids(seen)[0])], 25)
     assert checkpoint.summarize(latest(child)).epoch >= 1

@@ -187,6 +187,13 @@ class Child:
             return {}
         return values
 
+    def step(self, run: str = "runs/train") -> int:
+        """Return the step that latest.pt was saved at, in batches since the beginning of the run."""
+        try:
+            return int(read(self.working / run / "checkpoints/latest.pt")["progress"]["global_step"])
+        except FileNotFoundError:
+            return 0
+
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], run: str = "runs/train") -> dict[str, Any]:
         """Wait until the status fulfils a condition; the process must not end before."""
         while self.process.poll() is None:
