@@ -15,6 +15,7 @@ from kit.config import Config
 from kit.errors import KitError, LostError, Stopped
 
 PARENT = "KIT_PARENT"  # set by the launcher, and by torchrun as it starts it: its process id
+ORPHANED = signal.SIGUSR2  # sent by the kernel when the parent dies; anybody may send SIGTERM
 ORPHAN_S = 20  # seconds that a process whose parent died has to save and leave
 
 
@@ -27,34 +28,41 @@ class Stop:
     """Tells the trainer when to stop because of a signal; it is asked after every batch.
 
     Args:
-        parent: The process that this one is tied to.
         apart: There are processes on other machines too.
     """
 
-    def __init__(self, parent: int, apart: bool = False) -> None:
-        self.reason, self.parent, self.apart = "", parent, apart
+    def __init__(self, apart: bool = False) -> None:
+        self.reason, self.apart = "", apart
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
         return self.reason
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Ask for a stop; an orphan that does not manage it in time is ended by the alarm."""
+    def heed(self, parent: int) -> None:
+        """Take the signals of this process, and the kernel's when the parent dies."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.on_stop)
+        signal.signal(ORPHANED, self.on_orphaned)
+        tie_to_parent(parent, ORPHANED)
+
+    def on_stop(self, number: int, frame: FrameType | None) -> None:
+        """Ask for a stop."""
         self.reason = "a stop was asked for"
-        if os.getppid() != self.parent:
-            if self.apart:  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
-                os._exit(1)
-            signal.alarm(ORPHAN_S)
+
+    def on_orphaned(self, number: int, frame: FrameType | None) -> None:
+        """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
+        if self.apart:  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+            os._exit(1)
+        self.on_stop(number, frame)
+        signal.alarm(ORPHAN_S)
 
 
 def main(config: Config, resume: str) -> int:
     """Train in this process and return its exit code: that of `kit train`, but 0 for a stop of one among several."""
     world = session.world()
     session.prepare_environment()
-    stop = Stop(int(os.environ.get(PARENT, os.getppid())), apart=world.size > world.local_size)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop.on_signal)
-    tie_to_parent(stop.parent)
+    stop = Stop(apart=world.size > world.local_size)
+    stop.heed(int(os.environ.get(PARENT, os.getppid())))
     several = "TORCHELASTIC_RUN_ID" in os.environ
     shown = _own_log(config, world.rank) if world.rank and PARENT in os.environ else sys.stderr
     if config.kit.backup and PARENT not in os.environ and world.rank == 0:
@@ -103,12 +111,13 @@ def measure(config: Config) -> int:
     return 0
 
 
-def tie_to_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent dies, so that no orphan holds a GPU.
+def tie_to_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Have the kernel send a signal when the parent dies, so that no orphan holds a GPU.
 
     prctl(2), PR_SET_PDEATHSIG = 1. The parent may have died before this call: then it is too late for the signal.
+    Threads die one by one, and the first may send it: for some milliseconds `os.getppid()` still names the parent.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)

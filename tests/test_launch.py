@@ -227,6 +227,33 @@ def test_worker_processes_leave_with_the_training_process(tmp_path: Path, values
     shutil.rmtree(tmp_path / "runs")
 
 
+DYING = """
+import ctypes, os, subprocess, sys, threading
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+threading.Thread(target=lambda: os._exit(child.wait())).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+TIED = """
+import os, signal, sys, time
+from kit.worker import Stop
+stop = Stop(apart="apart" in sys.argv)
+stop.heed(os.getppid())
+print(flush=True)
+while not stop():
+    time.sleep(0.01)
+sys.exit(75 if signal.alarm(0) else 0)
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 75), (["apart"], 1)])
+def test_death_of_the_parent_is_known_while_threads_of_it_live(words: list[str], code: int) -> None:
+    """A killed process dies thread by thread; taken for a stop, the first would have other machines wait minutes."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", DYING, TIED, *words], env=environment, timeout=60)
+    assert done.returncode == code
+
+
 def _members(group: int) -> list[int]:
     members = []
     for entry in Path("/proc").iterdir():

@@ -24,7 +24,7 @@ from kit.backup.stores import open_store
 from kit.backup.upload import Backup, report, sweep
 from kit.config import Config
 from kit.errors import KitError
-from kit.worker import ORPHAN_S, PARENT, tie_to_parent
+from kit.worker import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
 
 TASK = "KIT_BACKUP"  # set by the launcher: FETCH or KEEP
 FETCH, KEEP = "fetch", "keep"
@@ -56,13 +56,13 @@ def main(config: Config, resume: str) -> int:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.append(number)
-        if os.getppid() != int(os.environ[PARENT]):
+        if number == ORPHANED:
             signal.alarm(ORPHAN_S)
 
     task = os.environ[TASK]
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, ORPHANED):
         signal.signal(number, ask if task == KEEP else leave(say, "Stopped before training began.", 75))
-    tie_to_parent(int(os.environ[PARENT]))
+    tie_to_parent(int(os.environ[PARENT]), ORPHANED)
     for stream in (1, 2):  # the clients' progress bars, and whatever they print of a request
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     try:
