@@ -43,7 +43,7 @@ def holding(folder: Path, secret: str) -> list[Path]:
 
 
 def weights(best: Path) -> dict[str, Any]:
-    from kit.trainer.setup import open_checkpoint
+    from kit.trainer.models import open_checkpoint
 
     return checkpoint.read(best, open_checkpoint)
 

@@ -16,9 +16,9 @@ from standins import Hub, Kaggle
 
 from kit import session
 from kit.backup.access import describe, refused, take_secrets
-from kit.backup.facts import checksum
 from kit.backup.stores import Manifest, Store, open_store, parse
 from kit.errors import ConfigError
+from kit.peek import checksum
 
 TOKEN = "a-very-secret-token"  # noqa: S105  # of the stand-ins
 SECRETS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID")

@@ -13,11 +13,11 @@ from typing import Any
 
 from kit import data, storage
 from kit.backup.access import describe, refused
-from kit.backup.facts import BEST, LATEST, PREVIOUS, checksum, read_facts
 from kit.backup.stores import Manifest, Store
 from kit.backup.upload import position
 from kit.config import Config
 from kit.errors import ConfigError, KitError, StorageError
+from kit.peek import BEST, LATEST, PREVIOUS, checksum, read_facts
 
 LOOK_S, FETCH_S = 60, 600  # seconds to find a backup, and to download it
 LOCAL = "Training goes on from what is here."

@@ -13,9 +13,9 @@ from typing import Any
 
 from kit import storage
 from kit.backup.access import describe
-from kit.backup.facts import BEST, LATEST, checksum, read_facts
 from kit.backup.stores import Manifest, Store
 from kit.errors import StorageError
+from kit.peek import BEST, LATEST, checksum, read_facts
 
 NAME = "backup.json"
 PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder

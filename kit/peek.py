@@ -46,6 +46,17 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' is not a checkpoint: {error!r}.") from error
 
 
+def mentions(path: Path, word: str) -> bool:
+    """Tell whether a word, the name of a layer say, stands in a model file's pickle or in a description."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return word.encode() in path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return any(word.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with open(path, "rb") as file:
