@@ -21,6 +21,7 @@ from kit.data import DataSet
 from kit.labels import Rules
 from kit.samplefiles import Looked, Sample
 
+FORM = 2  # of a remembered report: raise it whenever the same files would give another one
 THREADS = 16  # an attached data set lies in the network: what is waited for is its answers
 EXAMPLES = 3  # in a message
 SHOWN = 10  # classes in the table
@@ -41,8 +42,16 @@ SENTENCES = {
     "{columns}, or choose a model for the task 'detect'.",
 }
 FATAL = {"class", "boxes"}
+SETTINGS = {  # of a data.yaml, that training depends on: the words for each, and the default
+    "channels": ("the number of channels", 3),
+    "kpt_shape": ("the keypoints' shape", None),
+    "flip_idx": ("the keypoints' order in mirrored images", None),
+    "kpt_oks_sigmas": ("the keypoints' sigmas", None),
+}
+FOR_POSE = {"flip_idx", "kpt_oks_sigmas"}
 
-Marks = dict[int, list[Sample]]
+Marks = dict[bytes, list[Sample]]
+Fingerprint = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Split:
         background: Of those, without any.
         left_out: Of those, what cannot be used.
         objects: Their number per class; for a classification that of its images.
+        fingerprint: As `samplefiles.fingerprint` returns it: a hash each of its `list`, `images` and `labels`.
     """
 
     images: int
@@ -62,6 +72,7 @@ class Split:
     background: int
     left_out: int
     objects: list[int]
+    fingerprint: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class Report:
         splits: `train` and `val`; none where it was not looked at, because it is still to be fetched or no such set.
         warnings: What will be left out or is doubtful, a sentence each.
         errors: What cannot be trained on, a sentence each.
+        settings: Those of the `data.yaml` that training depends on, as text.
     """
 
     place: str
@@ -83,6 +95,18 @@ class Report:
     splits: dict[str, Split] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Return what `changed` compares, for a checkpoint to keep; empty where the data set was not looked at.
+
+        It is plain numbers and text. The classes are no part of it: a run is told from others by them.
+        """
+        if not self.splits:
+            return {}
+        splits = {name: {"count": split.images, **split.fingerprint} for name, split in self.splits.items()}
+        return {**splits, "settings": dict(self.settings)}
 
     def describe(self) -> str:
         """Return what it holds as a table of 15 lines at most."""
@@ -103,6 +127,35 @@ class Report:
         if shown < len(self.names):
             lines.append(f"  … and {len(self.names) - shown} more classes")
         return "\n".join(lines)
+
+
+def changed(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """Say what of a data set is no longer as it was; nothing of what either side does not know.
+
+    Where the list of a split is another, the contents of its files are not compared as well.
+
+    Args:
+        old: A report's fingerprint then, for example the one that a checkpoint keeps.
+        new: That of now.
+
+    Returns:
+        The words for each difference, for example `the list of training images (12 before, 16 now)`.
+    """
+    found = []
+    for split, kind in (("train", "training"), ("val", "validation")):
+        parts = _differing(old, new, split)
+        if "list" in parts:
+            counts = f" ({old[split]['count']} before, {new[split]['count']} now)" if "count" in parts else ""
+            found.append(f"the list of {kind} images{counts}")
+        else:
+            found += [f"the {kind} {part}" for part in ("images", "labels") if part in parts]
+    parts = _differing(old, new, "settings")
+    return found + [words for name, (words, _) in SETTINGS.items() if name in parts]
+
+
+def _differing(old: Fingerprint, new: Fingerprint, section: str) -> set[str]:
+    before, now = old.get(section, {}), new.get(section, {})
+    return {part for part in before.keys() & now.keys() if before[part] != now[part]}
 
 
 def check(
@@ -127,7 +180,7 @@ def check(
     by_folder = dataset.path.is_dir()
     values = {} if by_folder else description.read(dataset.path)
     place = str(dataset.path if by_folder else values.get("path"))
-    report = Report(place, task, ["item"] if single_cls else list(dataset.names))
+    report = Report(place, task, ["item"] if single_cls else list(dataset.names), settings=_settings(values, task))
     rules = Rules(task, len(dataset.names), single_cls, labels.keypoints(values))
     if by_folder != (task == "classify"):
         needed = "a data.yaml and label files" if by_folder else "'train' and 'val' with one folder of images per class"
@@ -140,7 +193,8 @@ def check(
     if report.errors or values.get("download"):  # or Ultralytics is still to fetch it
         return report
     listed = {split: samplefiles.find(dataset, values, split, fraction) for split in ("train", "val")}
-    digest = hashlib.sha256(repr((rules, dataset, classes, listed)).encode()).hexdigest()[:16]
+    seen = (FORM, rules, dataset, classes, report.settings, listed)
+    digest = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
     if remember and (known := _recall(remember / f"{digest}.json")):
         return known
     used = None if classes is None or by_folder else {classes} if isinstance(classes, int) else {*classes}
@@ -150,6 +204,11 @@ def check(
         text = json.dumps(asdict(report)).encode()
         storage.publish(storage.make_folder(remember) / f"{digest}.json", lambda file: file.write(text), durable=False)
     return report
+
+
+def _settings(values: dict[str, Any], task: str) -> dict[str, str]:
+    names = SETTINGS.keys() - (set() if task == "pose" else FOR_POSE)
+    return {name: repr(values.get(name) or SETTINGS[name][1]) for name in sorted(names)}
 
 
 def _look(report: Report, split: str, samples: list[Sample], rules: Rules, used: set[int] | None) -> Marks:
@@ -172,7 +231,8 @@ def _look(report: Report, split: str, samples: list[Sample], rules: Rules, used:
         for kind in kinds:
             objects[kind] += 1
     good = sum(map(len, marks.values()))
-    report.splits[split] = Split(len(samples), labelled, good - labelled, len(samples) - good, objects)
+    fingerprint = samplefiles.fingerprint(samples, looks)
+    report.splits[split] = Split(len(samples), labelled, good - labelled, len(samples) - good, objects, fingerprint)
     for problem, found in problems.items():
         count, examples = _count(len(found), "image"), f" (for example {', '.join(found[:EXAMPLES])})"
         sentence = SENTENCES[problem].format(
@@ -221,7 +281,7 @@ def _recall(path: Path) -> Report | None:
     try:
         values = json.loads(path.read_bytes())
         return Report(**values | {"splits": {name: Split(**split) for name, split in values["splits"].items()}})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged
         return None
 
 

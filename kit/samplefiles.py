@@ -1,4 +1,4 @@
-"""The files of a data set's samples: list them as Ultralytics does, look at one, find those that are in two splits.
+"""The files of a data set's samples: list them as Ultralytics does, look at one, find twins, tell what has changed.
 
 An image is read at its two ends: where a JPEG, PNG or WebP does not end as it should, it is decoded to see whether it
 is cut off. *Not covered*: damage in the middle of an image, and the ends of other formats.
@@ -7,8 +7,9 @@ is cut off. *Not covered*: damage in the middle of an image, and the ends of oth
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kit import description, labels
@@ -17,6 +18,7 @@ from kit.labels import Rules
 
 END = 1024  # bytes read at either end of an image
 COMPARED = 4 << 30  # bytes of images that are compared in full
+NOTHING = bytes(16)  # the mark of a file that is not there or cannot be read; of the same length as the others
 ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 OTHERS = (b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, JPEG 2000
 
@@ -28,7 +30,7 @@ class Sample(NamedTuple):
         path: Of the image.
         label: The path of its label file; empty where its folder tells the class.
         kind: The class that its folder tells.
-        stamps: Size in bytes (-1 for a missing file) and date of the image, and of its label file.
+        stamps: Size in bytes (-1 for a missing file) and date of the last change of the image, and of its label file.
     """
 
     path: str
@@ -46,16 +48,18 @@ class Looked(NamedTuple):
     """What was seen of a sample.
 
     Attributes:
-        problem: Why it cannot be used, a key of `datacheck.LEFT_OUT` or `REFUSED`; or nothing.
+        problem: Why it cannot be used, a key of `datacheck.SENTENCES`; or nothing.
         line: Of its label file, that the problem is in.
         kinds: The class of each object.
-        mark: Equal for images that are equal, and hardly ever for others; within this process.
+        mark: Of the image, by its size and both ends: equal for images that are equal, and hardly ever for others.
+        label_mark: Of the label file, by all its bytes.
     """
 
     problem: str
     line: str = ""
     kinds: list[int] = []  # noqa: RUF012  # a tuple's default, and never changed
-    mark: int = 0
+    mark: bytes = NOTHING
+    label_mark: bytes = NOTHING
 
 
 def find(dataset: DataSet, values: dict[str, Any], split: str, fraction: Any) -> list[Sample]:
@@ -107,31 +111,50 @@ def _stamp(path: str) -> tuple[int, int]:
         state = os.stat(path)
     except OSError:
         return -1, 0
-    return state.st_size, state.st_mtime_ns
+    return state.st_size, max(state.st_mtime_ns, state.st_ctime_ns)  # a file put in another's place may have its mtime
 
 
 def look(sample: Sample, rules: Rules) -> Looked:
     """Read the ends of a sample's image, and its label file."""
+    problem, mark = _look_at_image(sample)
+    if not (sample.label and sample.has_label):
+        return Looked(problem, "", [] if sample.label else [sample.kind], mark)
+    try:
+        with open(sample.label, "rb", buffering=0) as file:
+            raw = file.read()
+    except OSError:
+        return Looked(problem or "unreadable", "", [], mark)
+    label_mark = _mark(raw)
+    if problem:
+        return Looked(problem, "", [], mark, label_mark)
+    try:
+        kinds, problem, line = labels.judge(raw.decode("utf-8-sig"), rules)
+    except UnicodeDecodeError:
+        return Looked("numbers", "", [], mark, label_mark)
+    return Looked(problem, line, kinds, mark, label_mark)
+
+
+def _look_at_image(sample: Sample) -> tuple[str, bytes]:
+    """Return what is wrong with an image, and its mark."""
     size = sample.stamps[0]
     if size < 0:
-        return Looked("missing")
+        return "missing", NOTHING
     try:
         with open(sample.path, "rb", buffering=0) as file:
             head = file.read(END)
             file.seek(max(size - END, 0))
             tail = file.read(END)
-        if not _is_whole(sample.path, size, head, tail):
-            return Looked("unreadable")
-        mark = hash((size, head, tail))
-        if not sample.label or not sample.has_label:
-            return Looked("", "", [] if sample.label else [sample.kind], mark)
-        with open(sample.label, encoding="utf-8-sig") as text:
-            kinds, problem, line = labels.judge(text.read(), rules)
-    except UnicodeDecodeError:
-        return Looked("numbers")
     except OSError:
-        return Looked("unreadable")
-    return Looked(problem, line, kinds, mark)
+        return "unreadable", NOTHING
+    return "" if _is_whole(sample.path, size, head, tail) else "unreadable", _mark(b"%d" % size, head, tail)
+
+
+def _mark(*parts: bytes) -> bytes:
+    """Hash the content of a file; the same in every process."""
+    digest = hashlib.blake2b(digest_size=len(NOTHING))
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _is_whole(path: str, size: int, head: bytes, tail: bytes) -> bool:
@@ -154,7 +177,32 @@ def _decodes(path: str) -> bool:
     return True
 
 
-def twins(some: dict[int, list[Sample]], others: dict[int, list[Sample]]) -> list[Sample]:
+def fingerprint(samples: list[Sample], looks: Iterable[Looked]) -> dict[str, str]:
+    """Return what tells whether a split is as it was, wherever it is mounted and whatever the dates of its files are.
+
+    *Not covered*: a change of an image that keeps its size and both ends. In the middle of an uncompressed one (BMP,
+    TIFF) any does; of a JPEG now and then one of a pixel or two, because it ends without a checksum of its content.
+
+    Args:
+        samples: All that are listed, in their order.
+        looks: What was seen of each, whether it can be used or not.
+
+    Returns:
+        A hash each: `list` of the paths, seen from the deepest folder that all lie in, with the class that a folder
+        tells; `images` and `labels` of the files' contents. Whoever changes how one is made gives it another name:
+        checkpoints keep them.
+    """
+    prefix = os.path.commonprefix([sample.path for sample in samples])  # noqa: RUF071  # cut at a separator here
+    root = prefix.rfind(os.sep) + 1
+    names, images, written = (hashlib.blake2b(digest_size=len(NOTHING)) for _ in range(3))
+    for sample, looked in zip(samples, looks, strict=True):
+        names.update(b"%d %b\0" % (sample.kind, os.fsencode(sample.path[root:])))
+        images.update(looked.mark)
+        written.update(looked.label_mark)
+    return {"list": names.hexdigest(), "images": images.hexdigest(), "labels": written.hexdigest()}
+
+
+def twins(some: dict[bytes, list[Sample]], others: dict[bytes, list[Sample]]) -> list[Sample]:
     """Return those of `some` that are among `others` too: the same file, or another with the same bytes.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import shutil
 import subprocess
@@ -71,8 +72,9 @@ def test_good_data_set_has_nothing_to_say(place: Path, task: str) -> None:
     """Its splits and classes are counted."""
     report = check(make(place / "set", task, (5, 2)), task)
     assert (report.warnings, report.errors) == ([], [])
-    assert report.splits["train"] == datacheck.Split(5, 5, 0, 0, [3, 2])
-    assert report.splits["val"] == datacheck.Split(2, 2, 0, 0, [1, 1])
+    for name, expected in (("train", (5, 5, 0, 0, [3, 2])), ("val", (2, 2, 0, 0, [1, 1]))):
+        held = report.splits[name]
+        assert (held.images, held.labelled, held.background, held.left_out, held.objects) == expected
 
 
 def test_table_tells_splits_and_classes(place: Path) -> None:
@@ -352,6 +354,210 @@ def test_data_set_that_is_still_to_be_fetched_is_not_looked_at(place: Path) -> N
     assert report.describe().endswith("(detect, 80 classes)")
 
 
+# --- what has changed
+
+
+def replace(folder: Path, name: str) -> None:
+    """Put another picture in the place of one."""
+    picture(folder / name, seed=99)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: replace(folder, "images/train/1.png"), ["the training images"]),
+        (lambda folder: replace(folder, "images/val/1.png"), ["the validation images"]),
+        (lambda folder: write(folder, "train/1", f"0 {BOX}"), ["the training labels"]),
+        (lambda folder: write(folder, "val/1", f"0 {BOX}"), ["the validation labels"]),
+        (lambda folder: write(folder, "train/1", f"1 {BOX} "), ["the training labels"]),
+        (lambda folder: write(folder, "train/1"), ["the training labels"]),
+        (lambda folder: (folder / "labels/train/1.txt").unlink(), ["the training labels"]),
+        (lambda folder: replace(folder, "images/train/9.png"), ["the list of training images (4 before, 5 now)"]),
+        (lambda folder: replace(folder, "images/val/9.png"), ["the list of validation images (2 before, 3 now)"]),
+        (
+            lambda folder: (folder / "images/val/1.png").rename(folder / "images/val/2.png"),
+            ["the list of validation images"],
+        ),
+        (
+            lambda folder: [replace(folder, "images/train/0.png"), write(folder, "train/0"), write(folder, "val/0")],
+            ["the training images", "the training labels", "the validation labels"],
+        ),
+        (lambda folder: (folder / "readme.md").write_text("of a new version"), []),
+    ],
+)
+def test_change_of_the_files_is_said(place: Path, change: Callable[[Path], object], said: list[str]) -> None:
+    """Replaced or edited under the same name, added, renamed; in either split; and nothing else."""
+    folder = make(place / "set")
+    old = check(folder).fingerprint
+    change(folder)
+    new = check(folder).fingerprint
+    assert datacheck.changed(old, new) == said
+    assert datacheck.changed(new, new) == []
+
+
+def test_empty_label_file_and_none_at_all_are_not_the_same(place: Path) -> None:
+    """And it matters which image a label file belongs to."""
+    folder = make(place / "set")
+    write(folder, "train/0")
+    write(folder, "train/1")
+    seen = [check(folder).fingerprint]
+    for change in (
+        lambda: (folder / "labels/train/0.txt").unlink(),
+        lambda: (folder / "labels/train/1.txt").rename(folder / "labels/train/0.txt"),
+    ):
+        change()
+        seen.append(check(folder).fingerprint)
+    for old, new in ((0, 1), (1, 2), (0, 2)):
+        assert datacheck.changed(seen[old], seen[new]) == ["the training labels"]
+
+
+def test_images_that_have_changed_places_are_said(place: Path) -> None:
+    """The same files under each other's names."""
+    folder = make(place / "set")
+    old, images = check(folder).fingerprint, folder / "images/train"
+    for names in (("0.png", "x"), ("1.png", "0.png"), ("x", "1.png")):
+        (images / names[0]).rename(images / names[1])
+    assert datacheck.changed(old, check(folder).fingerprint) == ["the training images"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "list of whole paths", "two folders", "beside"])
+def test_same_data_set_elsewhere_with_other_dates_is_the_same(place: Path, kind: str) -> None:
+    """Kaggle mounts it under another path, at another time; also where its description lies beside the images."""
+    old = make(place / "input/set", **({"train": "train.txt"} if kind.startswith("list") else {}))
+    new = place / "input/datasets/somebody/a-set"
+    if kind == "two folders":
+        make(old, train=["images/train", "images/more"])
+        picture(old / "images/more/0.png", seed=99)
+    if kind == "beside":
+        (old / "v1").mkdir()
+        (old / "data.yaml").write_text("train: ../images/train\nval: ../images/val\nnames: [cat, dog]\n")
+        (old / "data.yaml").rename(old / "v1/data.yaml")
+    shutil.copytree(old, new)
+    for folder in (old, new):
+        root = "." if kind == "list" else folder
+        lines = [f"{root}/images/train/{number}.png" for number in range(3)]
+        if kind.startswith("list"):
+            (folder / "train.txt").write_text("\n".join(lines))
+    for number, file in enumerate(sorted(new.rglob("*"))):
+        os.utime(file, ns=(number, number))
+    fingerprints = [check(folder).fingerprint for folder in (old, new)]
+    assert fingerprints[0] == fingerprints[1] != {}
+    assert datacheck.changed(*fingerprints) == []
+    replace(new, "images/train/0.png")
+    assert datacheck.changed(fingerprints[0], check(new).fingerprint) == ["the training images"]
+
+
+def test_longer_list_is_said(place: Path) -> None:
+    """A text file names the images of a split: a line more, whose image is not there, counts too; and once it is."""
+    folder = make(place / "set", train="train.txt")
+    seen = []
+    for names in (["0", "1"], ["0", "1", "9"]):
+        (folder / "train.txt").write_text("\n".join(f"./images/train/{name}.png" for name in names))
+        seen.append(check(folder).fingerprint)
+    assert datacheck.changed(*seen) == ["the list of training images (2 before, 3 now)"]
+    replace(folder, "images/train/9.png")
+    assert datacheck.changed(seen[1], check(folder).fingerprint) == ["the training images"]
+
+
+def test_change_of_a_classification_set_is_said(place: Path) -> None:
+    """The class is part of the path, and there are no labels."""
+    folder = make(place / "set", "classify", (5, 2))
+    old = check(folder, "classify").fingerprint
+    replace(folder, "train/cat/0.png")
+    assert datacheck.changed(old, check(folder, "classify").fingerprint) == ["the training images"]
+    picture(folder / "train/cat/0.png", seed=0)
+    assert datacheck.changed(old, check(folder, "classify").fingerprint) == []
+    (folder / "train/cat/4.png").rename(folder / "train/dog/4.png")
+    assert datacheck.changed(old, check(folder, "classify").fingerprint) == ["the list of training images"]
+    shutil.copytree(folder, place / "copy")
+    assert check(place / "copy", "classify").fingerprint == check(folder, "classify").fingerprint
+
+
+@pytest.mark.parametrize("damage", ["cut off", "label of letters", "label that is wrong"])
+def test_file_that_becomes_usable_is_a_change(place: Path, damage: str) -> None:
+    """What is left out belongs to the data set as well."""
+    folder = make(place / "set")
+    good = check(folder).fingerprint
+    if damage == "cut off":
+        os.truncate(folder / "images/train/0.png", 500)
+    else:
+        (folder / "labels/train/0.txt").write_bytes(b"\xff\xfe0" if damage == "label of letters" else b"0 9 9 9 9")
+    report = check(folder)
+    assert report.splits["train"].left_out == 1
+    said = "the training images" if damage == "cut off" else "the training labels"
+    assert datacheck.changed(report.fingerprint, good) == [said]
+
+
+@pytest.mark.parametrize("options", [{"classes": [1]}, {"single_cls": True}, {"single_cls": True, "classes": 0}])
+def test_settings_that_choose_objects_leave_the_fingerprint(place: Path, options: dict[str, Any]) -> None:
+    """They are settings of the run, which are compared on their own; and so is the part of the images that is used."""
+    folder = make(place / "set")
+    old = check(folder).fingerprint
+    assert check(folder, **options).fingerprint == old
+    new = check(folder, fraction=0.5, **options).fingerprint
+    assert datacheck.changed(old, new) == ["the list of training images (4 before, 2 now)"]
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "said"),
+    [
+        ("pose", {"flip_idx": [1, 0]}, ["the keypoints' order in mirrored images"]),
+        ("pose", {"kpt_oks_sigmas": [0.1, 0.2]}, ["the keypoints' sigmas"]),
+        ("pose", {"kpt_shape": [3, 2], "channels": 1}, ["the number of channels", "the keypoints' shape"]),
+        ("detect", {"channels": 1}, ["the number of channels"]),
+        ("detect", {"flip_idx": [1, 0], "kpt_oks_sigmas": [0.1, 0.2], "roboflow": {"version": 2}}, []),
+        ("pose", {"channels": 3, "flip_idx": []}, []),
+    ],
+)
+def test_change_of_the_descriptions_settings_is_said(
+    place: Path, task: str, values: dict[str, Any], said: list[str]
+) -> None:
+    """Those that training depends on, where it does; Ultralytics' own default is the same as none."""
+    old, new = (check(make(place / "set", task, **more), task).fingerprint for more in ({}, values))
+    assert datacheck.changed(old, new) == said
+
+
+def test_what_either_side_does_not_know_is_not_compared(place: Path) -> None:
+    """A checkpoint of an earlier version, and a data set that is still to be fetched."""
+    folder = make(place / "set")
+    old = check(folder).fingerprint
+    for path in ("images/train/9.png", "images/val/0.png"):
+        replace(folder, path)
+    new = check(folder).fingerprint
+    assert check(Path("coco8.yaml")).fingerprint == {}
+    assert datacheck.changed(old, {}) == datacheck.changed({}, new) == datacheck.changed({}, {}) == []
+    known = {"train": {}, "val": {"images": old["val"]["images"]}, "test": {"list": "of a later version"}}
+    assert datacheck.changed(known, new) == ["the validation images"]
+    assert datacheck.changed(old | {"train": {"list": ""}}, new)[0] == "the list of training images"
+
+
+def test_fingerprint_is_the_same_in_every_process(place: Path) -> None:
+    """It is kept in checkpoints: as JSON or not, whatever Python salts its hashes with."""
+    folder = make(place / "set")
+    expected = check(folder).fingerprint
+    script = (
+        "import json, sys; from kit import data, datacheck; "
+        "print(json.dumps(datacheck.check(data.resolve(sys.argv[1]), 'detect').fingerprint))"
+    )
+    for salt in ("1", "2"):
+        environment = {**os.environ, "PYTHONPATH": str(session.REPOSITORY), "PYTHONHASHSEED": salt}
+        command = [sys.executable, "-c", script, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == expected
+
+
+def test_remembered_report_has_the_same_fingerprint(place: Path) -> None:
+    """And it is looked at only once."""
+    folder, kept = make(place / "set", "pose"), place / "scratch/checks"
+    report = check(folder, "pose", remember=kept)
+    (file,) = kept.iterdir()
+    made = file.stat().st_mtime_ns
+    recalled = check(folder, "pose", remember=kept)
+    assert recalled.fingerprint == report.fingerprint == check(folder, "pose").fingerprint
+    assert set(report.fingerprint) == {"train", "val", "settings"}
+    assert file.stat().st_mtime_ns == made
+
+
 # --- cost
 
 
@@ -386,10 +592,43 @@ def test_report_that_is_damaged_is_made_anew(place: Path) -> None:
     """It is only a memory."""
     folder, kept = make(place / "set"), place / "scratch/checks"
     first = check(folder, remember=kept)
-    for text in ("", "[]", "{}", '{"splits": {"train": {}}}'):
+    for text in ("", "[]", "{}", '{"splits": []}', '{"splits": {"train": {}}}'):
         (file,) = kept.iterdir()
         file.write_text(text)
         assert check(folder, remember=kept) == first
+
+
+def test_report_of_an_earlier_version_is_made_anew(place: Path) -> None:
+    """One that knows no fingerprint, under whatever name; and one of other rules has another name."""
+    folder, kept = make(place / "set"), place / "scratch/checks"
+    first = check(folder, remember=kept)
+    (file,) = kept.iterdir()
+    values = json.loads(file.read_text())
+    for split in values["splits"].values():
+        del split["fingerprint"]
+    file.write_text(json.dumps(values))
+    assert check(folder, remember=kept) == first
+    assert json.loads(file.read_text())["splits"]["val"]["fingerprint"] == first.splits["val"].fingerprint
+
+
+def test_form_is_part_of_a_remembered_reports_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that makes another report of the same files does not take this one's."""
+    folder, kept = make(place / "set"), place / "scratch/checks"
+    check(folder, remember=kept)
+    monkeypatch.setattr(datacheck, "FORM", datacheck.FORM + 1)
+    check(folder, remember=kept)
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_same_size_and_date_do_not_hide_a_change(place: Path) -> None:
+    """Another class for an object: as many bytes, and tools that unpack put the dates back."""
+    folder, kept = make(place / "set"), place / "scratch/checks"
+    file = folder / "labels/train/0.txt"
+    state, first = file.stat(), check(folder, remember=kept)
+    write(folder, "train/0", f"1 {BOX}")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    assert datacheck.changed(first.fingerprint, check(folder, remember=kept).fingerprint) == ["the training labels"]
 
 
 def test_nothing_is_written_without_a_memory(place: Path) -> None:

@@ -146,13 +146,90 @@ def test_file_that_has_gone_is_told(tmp_path: Path) -> None:
     assert samplefiles.look(sample, RULES).problem == "unreadable"
 
 
+# --- fingerprints
+
+
+def fingerprint(*samples: samplefiles.Sample) -> dict[str, str]:
+    return samplefiles.fingerprint(list(samples), [samplefiles.look(sample, RULES) for sample in samples])
+
+
+def sample(path: Path, kind: int = -1) -> samplefiles.Sample:
+    return samplefiles.Sample(str(path), "", kind, (path.stat().st_size, 0, -1, 0))
+
+
+def test_order_is_part_of_a_list(tmp_path: Path) -> None:
+    """Training draws its batches by it."""
+    one, two = (sample(picture(tmp_path / f"{number}.png", seed=number)) for number in (1, 2))
+    assert fingerprint(one, two)["list"] != fingerprint(two, one)["list"]
+    assert fingerprint(one, one)["list"] != fingerprint(one)["list"]
+
+
+def test_class_that_a_folder_tells_is_part_of_a_list(tmp_path: Path) -> None:
+    """Also where all images lie in the same one, and are seen from there."""
+    path = picture(tmp_path / "dog/1.png")
+    assert fingerprint(sample(path, 0))["list"] != fingerprint(sample(path, 1))["list"]
+
+
+def test_folder_that_all_images_lie_in_is_no_part_of_a_list(tmp_path: Path) -> None:
+    """Nor is a beginning that their names have in common; none at all is a list as well, and any name will do."""
+    names = ["00a.png", "00b.png", "00/c.png", "00\udcff.png"]
+    here, there = ([picture(tmp_path / root / name) for name in names] for root in ("here", "somewhere/else/00"))
+    assert fingerprint(*map(sample, here)) == fingerprint(*map(sample, there))
+    assert fingerprint(*map(sample, here[:2]))["list"] != fingerprint(*map(sample, here[1:3]))["list"]
+    assert fingerprint(sample(here[0]))["list"] != fingerprint(sample(here[1]))["list"]
+    assert len({*fingerprint().values()}) == 1
+    moved = [here[0], picture(tmp_path / "here/deeper/00b.png")]
+    assert fingerprint(*map(sample, here[:2]))["list"] != fingerprint(*map(sample, moved))["list"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_retouched_image_is_told(tmp_path: Path, suffix: str) -> None:
+    """A patch in the middle changes the size of a compressed image, or its end."""
+    path, fingerprints = picture(tmp_path / f"0.{suffix}", size=(300, 300)), set()
+    for colour in ("original", "red", "blue"):
+        if colour != "original":
+            with Image.open(path) as image:
+                retouched = image.convert("RGB")
+            retouched.paste(colour, (140, 140, 156, 156))
+            retouched.save(path)
+        fingerprints.add(fingerprint(sample(path))["images"])
+    assert len(fingerprints) == 3
+
+
+def test_labels_of_an_image_that_is_left_out_are_marked(tmp_path: Path) -> None:
+    """Cut off or missing: when it is replaced, only the images have changed."""
+    path, label = picture(tmp_path / "0.png"), tmp_path / "0.txt"
+    label.write_text("1 0.5 0.5 0.2 0.2")
+    seen = [look(path, label=str(label))]
+    os.truncate(path, 500)
+    seen.append(look(path, label=str(label)))
+    seen.append(samplefiles.look(samplefiles.Sample(str(path), str(label), -1, (-1, 0, 17, 0)), RULES))
+    assert [each.problem for each in seen] == ["", "unreadable", "missing"]
+    assert len({each.mark for each in seen}) == 3
+    assert len({each.label_mark for each in seen}) == 1
+    assert seen[0].label_mark != seen[2].mark == samplefiles.NOTHING
+
+
+def test_marks_are_of_one_length_and_by_content_alone(tmp_path: Path) -> None:
+    """They are joined: a file that is not there must not stand for the next one."""
+    path, label = picture(tmp_path / "0.png"), tmp_path / "0.txt"
+    label.write_bytes(b"")
+    first = look(path, label=str(label))
+    assert {len(mark) for mark in (first.mark, first.label_mark, samplefiles.NOTHING)} == {16}
+    assert first.label_mark != samplefiles.NOTHING
+    os.utime(path, ns=(1, 1))
+    assert look(Path(shutil.copy(path, tmp_path / "copy.jpg")), label=str(label))[3:] == first[3:]
+    label.write_text("1 0.5 0.5 0.2 0.2")
+    assert look(path, label=str(label)).label_mark.hex() == "6b737607d319a8674cdb5fa4b7058bf1"  # checkpoints keep them
+
+
 # --- twins
 
 
 def twins(*paths: Path, others: list[Path]) -> list[str]:
     found = []
     for group in (list(paths), others):
-        marks: dict[int, list[samplefiles.Sample]] = {}
+        marks: dict[bytes, list[samplefiles.Sample]] = {}
         for path in group:
             sample = samplefiles.Sample(str(path), "", 0, (path.stat().st_size, 0, -1, 0))
             marks.setdefault(look(path).mark, []).append(sample)
