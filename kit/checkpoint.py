@@ -8,6 +8,9 @@ Keys: `epoch` (completed, validation included), `model_state_dict` (raw, fp32), 
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +24,10 @@ from kit import storage
 from kit.errors import CheckpointError
 
 FORMAT = 1
+MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
+DESCRIBED = ("backbone", "head", "activation", "end2end", "reg_max", "kpt_shape", "channels")  # what a model computes
 LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
-SLIM = "slim.pt"  # in the run folder: no checkpoint, and not to be found as one
+SLIM, LAST = "slim.pt", "last.pt"  # in the run folder: the best and the last model, no checkpoints
 KEYS = (
     "epoch",
     "model_state_dict",
@@ -146,13 +151,15 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         storage.verify(path)
     try:
         state = load(path)
+        foreign = _foreign(state)
     except pickle.UnpicklingError as error:
-        name = str(error).partition("GLOBAL ")[2].split(" ")[0]
-        raise CheckpointError(
-            f"'{path}' was refused: it holds {name or 'objects'}, which is code, not weights. Nothing was executed."
-        ) from None
+        foreign = str(error).partition("GLOBAL ")[2].split(" ")[0] or "objects"
     except Exception as error:  # a pickle that is damaged can raise anything
         raise CheckpointError(f"'{path}' is not a checkpoint: {' '.join(str(error).split())[:200]}.") from error
+    if foreign:
+        raise CheckpointError(
+            f"'{path}' was refused: it holds {foreign}, which is code, not weights. Nothing was executed."
+        )
     missing = [key for key in KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"'{path}' is not a checkpoint of this kit: it has no '{missing[0]}'.")
@@ -161,6 +168,33 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
             f"'{path}' has format {state['format_version']!r} and this kit reads up to {FORMAT}: update the kit."
         )
     return dict(state)
+
+
+def _foreign(state: Any) -> str:
+    """Name what the pickled module tree of a checkpoint holds beside classes of models; nothing is unpickled."""
+    architecture = state.get("architecture") if isinstance(state, dict) else None
+    packed = architecture.get("modules") if isinstance(architecture, dict) else None
+    if packed is None:
+        return ""
+    named = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(packed.numpy().tobytes()))
+    return next((name for name in named if not name.startswith(MODEL_CLASSES)), "")
+
+
+def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Return the shape of each tensor of a state dict."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def structure(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Hash what a model computes: the layers of its description, and the names and shapes of its tensors.
+
+    Args:
+        description: Ultralytics' own, `model.yaml`.
+        tensors: The model's state dict.
+    """
+    layers = [description.get(name) for name in DESCRIBED]
+    text = json.dumps([layers, sorted(shapes(tensors).items())], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `python -m kit train | status | results | find | verify | doctor | notebook`."""
+"""The command line: `python -m kit train | status | results | find | verify | export | doctor | notebook`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import backup, config as config_module, report, status, storage, worker
+from kit import backup, config as config_module, report, session, status, storage, worker
 from kit.checks import STOP
 from kit.errors import InputError, KitError
 
@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     command("verify", _verify, "Compare every byte of checkpoints with their checksums.").add_argument(
         "files", nargs="+", type=Path, metavar="FILE"
     )
+    export = command(
+        "export", _export, "Write the model of a checkpoint alone, for YOLO(): small, and without optimizer."
+    )
+    export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: latest.pt of the run")
+    export.add_argument("out", nargs="?", type=Path, metavar="OUT", help="default: last.pt in the run folder")
+    export.add_argument("--config", metavar="FILE")
     command("notebook", _notebook, "Write notebooks/train.ipynb anew.")
     return parser
 
@@ -107,14 +113,16 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _find(options: argparse.Namespace) -> int:
-    from kit import data, discovery, session
+    from kit import data, discovery
 
     config = config_module.load(options.config, options.settings)
     session.prepare_environment()
-    from kit.trainer.resume import identify
+    from kit.trainer.resume import identify, task_of
 
     try:
-        verdicts = discovery.judge(config, identify(config, data.resolve(str(config.get("data")), config.classifies)))
+        task = task_of(config)
+        dataset = data.resolve(str(config.get("data")), task == "classify")
+        verdicts = discovery.judge(config, identify(config, dataset, task))
     except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
         print(f"warning: {error}", file=sys.stderr)
         scanned = discovery.scan(config.run_folder, config.restored_folder)
@@ -142,6 +150,20 @@ def _verify(options: argparse.Namespace) -> int:
             print(error)
             worst = error.exit_code
     return worst
+
+
+def _export(options: argparse.Namespace) -> int:
+    folder = config_module.load(options.config).run_folder
+    session.prepare_environment()
+    from kit import checkpoint
+    from kit.trainer import capture, models, quiet
+
+    quiet()
+    source, target = options.file or folder / "checkpoints" / checkpoint.LATEST, options.out or folder / checkpoint.LAST
+    state = capture.export(checkpoint.read(source, models.open_checkpoint))
+    storage.publish(target, lambda file: checkpoint.write(state, file))
+    print(f"{target}: the model after epoch {state['of_epoch']}, for YOLO('{target}')")
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from kit import session
+from kit import peek, session
 from kit.errors import ConfigError
 
 NOT_YOURS = {  # the kit's own business, with the way to the same end
@@ -37,7 +37,8 @@ NOT_YOURS = {  # the kit's own business, with the way to the same end
     "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
     "cfg": "use --config FILE",
 }
-FREE = {"epochs", "patience", "workers", "device", "plots", "data", "verbose"}  # may change from session to session
+FREE = {"epochs", "patience", "workers", "device", "plots", "verbose"}  # may change from session to session
+FREE |= {"task", "data"}  # what they name is compared by what it is
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,15 @@ class Config:
         return session.working() / self.kit.run
 
     @property
-    def classifies(self) -> bool:
-        """Tell whether the run is a classification, as far as settings and the model's name say so."""
-        return self.get("task") == "classify" or Path(str(self.get("model"))).stem.endswith("-cls")
+    def classifies(self) -> bool | None:
+        """Tell whether the run is a classification; None where that is in a model file that is not here."""
+        model = Path(str(self.get("model")))
+        if "task" in self.train:
+            return bool(self.train["task"] == "classify")
+        if model.is_file():
+            return peek.mentions(model, "Classify")
+        known = model.suffix != ".pt" or model.stem.startswith("yolo")  # by their names, as Ultralytics tells them
+        return "-cls" in model.stem if known else None
 
     @property
     def restored_folder(self) -> Path | None:
@@ -139,7 +146,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _essence(name: str, value: Any) -> Any:
     """A model file may lie in another folder in the next session."""
-    return Path(str(value)).name if name == "model" else value
+    return Path(value).name if name in ("model", "pretrained") and isinstance(value, str) else value
 
 
 def parse_word(word: str) -> tuple[str, Any]:

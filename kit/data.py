@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -32,10 +32,12 @@ class DataSet:
     Attributes:
         path: What to hand to Ultralytics: a `data.yaml` with absolute paths, or a classification set's folder.
         names: The classes, in the order of their numbers.
+        source: Where it was found: its own description, or its folder.
     """
 
     path: Path
     names: tuple[str, ...]
+    source: Path = field(default=Path(), compare=False, repr=False)
 
 
 def names(config: Config, dataset: DataSet | None = None) -> list[str]:
@@ -45,14 +47,14 @@ def names(config: Config, dataset: DataSet | None = None) -> list[str]:
     return list((dataset or resolve(str(config.get("data")), config.classifies)).names)
 
 
-def resolve(name: str, classify: bool = False) -> DataSet:
+def resolve(name: str, classify: bool | None = False) -> DataSet:
     """Find a data set.
 
     Args:
         name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a description
             (`data.yaml`, whatever its name), a folder that holds one at whatever depth, a classification set's folder,
             or a name that Ultralytics knows (`coco8.yaml`).
-        classify: The images are to lie in one folder per class.
+        classify: The images are to lie in one folder per class; None where that is not known.
 
     Raises:
         DataError: It is missing or broken, or there are several.
@@ -68,14 +70,14 @@ def resolve(name: str, classify: bool = False) -> DataSet:
     if path.is_dir():
         return _classification(path)
     if not path.is_file() and (built_in := _built_in(name)):
-        return DataSet(built_in, description.classes(built_in, description.read(built_in)))
+        return DataSet(built_in, description.classes(built_in, description.read(built_in)), Path(name))
     return _detection(path)
 
 
-def _find_attached(root: Path, classify: bool) -> Path:
+def _find_attached(root: Path, classify: bool | None) -> Path:
     described, classified = _search(root)
     found, others = (classified, described) if classify else (described, classified)
-    if path := _choose(root, found):
+    if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
         return path
     advice = "attach one with «Add input», or give data=PATH"
     if other := next((path for path, content in others.items() if content), None):
@@ -88,7 +90,7 @@ def _find_attached(root: Path, classify: bool) -> Path:
     )
 
 
-def _find_within(folder: Path, classify: bool) -> Path:
+def _find_within(folder: Path, classify: bool | None) -> Path:
     for own in (folder / "data.yaml", folder / "data.yml"):
         if own.is_file():
             return own
@@ -179,7 +181,7 @@ def _detection(path: Path) -> DataSet:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
     folder = storage.make_folder(session.scratch() / "datasets" / hashlib.sha256(text).hexdigest()[:12])
     storage.publish(folder / "data.yaml", lambda file: file.write(text), durable=False)
-    return DataSet(folder / "data.yaml", names)
+    return DataSet(folder / "data.yaml", names, path)
 
 
 def _classification(path: Path) -> DataSet:
@@ -188,7 +190,7 @@ def _classification(path: Path) -> DataSet:
         raise DataError(f"'{path / 'train'}' holds no folders: a classification set has one folder per class.")
     if description.validation_folder(path) is None:
         raise DataError(f"'{path}' has no folder 'val': a classification set needs 'train' and 'val'.")
-    return DataSet(path, names)
+    return DataSet(path, names, path)
 
 
 def _built_in(name: str) -> Path | None:

@@ -26,7 +26,7 @@ class Candidate:
     Attributes:
         path: Where it lies.
         summary: What it holds, or None when it is no good checkpoint.
-        identity: What it was trained as: `task`, `model` (architecture) and `names` (classes).
+        identity: What it was trained as: `task`, `names` (classes), `structure` and `model`, which is its name.
         config: The settings that it was trained with.
         problem: Why it is no good checkpoint, or an empty text.
         state: All of it; the tensors stay on disk until they are touched.
@@ -82,13 +82,18 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
     """Say what one file holds, and whether every byte of it is good."""
     try:
         state = checkpoint.read(path, load, verify=verify)
-        return Candidate(
-            path, checkpoint.summarize(state), dict(state["architecture"]), dict(state["config"]), state=state
-        )
+        return Candidate(path, checkpoint.summarize(state), identify(state), dict(state["config"]), state=state)
     except CheckpointError as error:
         return Candidate(path, problem=str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Candidate(path, problem=f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
+
+
+def identify(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a checkpoint's run from others; its `structure` is that of its tensors, whatever its name."""
+    architecture, tensors = state["architecture"], state["model_state_dict"]
+    named = {name: architecture.get(name) for name in ("task", "model", "names")}
+    return {**named, "structure": checkpoint.structure(architecture.get("yaml") or {}, tensors)}
 
 
 def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
@@ -99,7 +104,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
 
     Args:
         config: The settings.
-        identity: What tells this run from others: `task`, `model`, `names`.
+        identity: What tells this run from others: `task`, `names`, `model` and `structure`.
 
     Returns:
         A verdict for every candidate, the one with the most steps first. At most one is taken; a file is read to its
@@ -151,10 +156,18 @@ def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) 
 
 
 def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
-    """Say in which way a candidate is of another run; empty when it is of the same one."""
-    for key, word in (("task", "task"), ("model", "model"), ("names", "classes")):
-        if candidate.identity.get(key) != identity[key]:
-            return f"its {word} is {_short(candidate.identity.get(key))} and not {_short(identity[key])}"
+    """Say in which way a candidate is of another run; empty when it is of the same one.
+
+    A model is what it is built of. Its name tells only where its file is not here, so that nothing can be built.
+    """
+    own = candidate.identity
+    for key, word in (("task", "task"), ("names", "classes")):
+        if own.get(key) != identity[key]:
+            return f"its {word} is {_short(own.get(key))} and not {_short(identity[key])}"
+    if not identity.get("structure") and own.get("model") != identity["model"]:
+        return f"its model is {_short(own.get('model'))} and not {_short(identity['model'])}"
+    if identity.get("structure") and own["structure"] != identity["structure"]:
+        return f"its model {_short(own.get('model'))} has other layers than {_short(identity['model'])} of model=..."
     return ""
 
 

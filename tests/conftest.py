@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pretrained as pretrained_files
 import pytest
 
 SESSION = ("KAGGLE_KERNEL_RUN_TYPE", "KIT_SESSION_START", "TPU_NAME", "TPU_ACCELERATOR_TYPE", "JPY_SESSION_NAME")
@@ -39,6 +42,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"KIT_{name.upper()}", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def pretrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pretrained files are, each made once for all tests, by the first that asks for it."""
+    return tmp_path_factory.mktemp("pretrained")
+
+
+@pytest.fixture
+def big(pretrained_folder: Path) -> Callable[[str], Path]:
+    """Return what makes a stand-in for a published file, `yolo11n` say."""
+    return partial(pretrained_files.make, folder=pretrained_folder)
+
+
+@pytest.fixture
+def pretrained(pretrained_folder: Path) -> Callable[..., dict[str, Any]]:
+    """Return what `training.settings` does, but of a run that starts from a pretrained file, in the run's own place."""
+
+    def settings(place: Path, task: str = "detect", nc: int = 80, wide: bool = False, **changes: Any) -> dict[str, Any]:
+        import training
+
+        start = pretrained_files.make_tiny(task, pretrained_folder, nc, wide)
+        return training.settings(place, task, start=start, **changes)
+
+    return settings
 
 
 @pytest.fixture

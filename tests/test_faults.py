@@ -29,7 +29,7 @@ from training import differences, kill_at, rows, stop_at
 
 from kit import checkpoint, status
 from kit.errors import Stopped, StorageError
-from kit.trainer import setup
+from kit.trainer import models
 from kit.writer import Writer
 
 LOW = 32 << 20  # bytes left on a disk that is full for checkpoints, which leave a reserve, but not for small files
@@ -73,7 +73,7 @@ def acting(calls: dict[int, Callable[[], object]], then: Callable[[], str] = lam
 
 def step(path: Path) -> int:
     """Read a checkpoint, which must be a good one, and return its batches since the beginning of the run."""
-    number: int = checkpoint.read(path, load=setup.open_checkpoint)["progress"]["global_step"]
+    number: int = checkpoint.read(path, load=models.open_checkpoint)["progress"]["global_step"]
     return number
 
 

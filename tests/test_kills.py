@@ -11,11 +11,13 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import training
+from pretrained import PUBLISHED
 from test_launch import words
 from training import Child, differences, rows
 
@@ -51,9 +53,18 @@ def test_every_task_killed_at_random_batches_ends_bit_identical(
     sweep(place, shown, task, epochs=6, kills=kills)
 
 
-def sweep(place: Path, shown: list[str], task: str, epochs: int, kills: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fine_tuned_model_killed_at_random_batches_ends_bit_identical(
+    place: Path, shown: list[str], big: Callable[[str], Path], name: str
+) -> None:
+    """What people start from: a published file of 80 classes, trained on three of their own, with five kills."""
+    sweep(place, shown, PUBLISHED[name], epochs=3, kills=5, model=str(big(name)), imgsz=96)
+
+
+def sweep(place: Path, shown: list[str], task: str, epochs: int, kills: int, **changes: Any) -> None:
     """Train once untouched and once with kills, compare the two, and leave a line to show."""
-    values = training.settings(place, task, images=IMAGES, epochs=epochs, **SETTINGS)
+    values = training.settings(place, task, images=IMAGES, epochs=epochs, **{**SETTINGS, **changes})
     whole = Child(place, words(values, **{"kit.run": "runs/untouched"}))
     assert whole.wait() == 0, whole.output()
     places = kill_and_resume(place / "working", {**values, **EVERY_BATCH}, kills, random.Random(task))
@@ -62,8 +73,8 @@ def sweep(place: Path, shown: list[str], task: str, epochs: int, kills: int) -> 
     unequal = differences(one, other)
     same = not unequal and rows(one) == rows(other) and results(untouched) == results(killed)
     shown.append(
-        f"{task:8}  {epochs} epochs  {len(places) - 1:2} kills, resumed at epoch/batch {' '.join(places[1:])}: "
-        + ("the same bits" if same else "NOT THE SAME")
+        f"{Path(values['model']).stem:13}  {epochs} epochs  {len(places) - 1:2} kills, resumed at epoch/batch "
+        f"{' '.join(places[1:])}: " + ("the same bits" if same else "NOT THE SAME")
     )
     assert places[0] == "1/1"
     assert len(set(places)) == len(places) == kills + 1

@@ -11,7 +11,7 @@ from training import differences, rows
 
 from kit import checkpoint, status
 from kit.errors import Stopped
-from kit.trainer import setup
+from kit.trainer import models
 
 
 def sessions(values: dict[str, Any], most: int) -> int:
@@ -97,7 +97,7 @@ def test_upload_of_both_models_is_all_that_a_resume_needs(place: Path, folder: s
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
     one, other = (
-        checkpoint.read(place / f"working/runs/{name}/checkpoints/best.pt", load=setup.open_checkpoint)
+        checkpoint.read(place / f"working/runs/{name}/checkpoints/best.pt", load=models.open_checkpoint)
         for name in ("untouched", "train")
     )
     assert differences(one, other) == []

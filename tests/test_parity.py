@@ -28,7 +28,7 @@ def build(values: dict[str, Any], name: str, stock: bool) -> Any:
     empty.write_text("{}")
     config = load(empty, {**values, "kit.run": f"runs/{name}"})
     dataset = data.resolve(config.get("data"))
-    identity = resume.identify(config, dataset)
+    identity = resume.identify(config, dataset, resume.task_of(config))
     folder = config.run_folder
     (folder / "checkpoints").mkdir(parents=True)
     run = Run(config, folder, identity, Status(folder), lambda: "", None)

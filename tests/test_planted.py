@@ -6,6 +6,7 @@ read without care, it runs.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -27,7 +28,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from kit import checkpoint
 from kit.errors import CheckpointError, DataError, InputError, ModelError, Stopped
-from kit.trainer import setup
+from kit.trainer import models
 
 CODE = f"was refused: it holds {open.__module__}.open, which is code, not weights. Nothing was executed."
 
@@ -130,21 +131,51 @@ def test_planted_best_is_set_aside_and_a_new_one_written(place: Path, fuse: Path
     assert f"WARNING: '{planted}' {CODE}" in child.output()
     assert "The best model so far is gone: the next validation writes a new best.pt." in child.output()
     assert "Traceback" not in child.output()
-    assert checkpoint.read(folder / "best.pt", load=setup.open_checkpoint)["epoch"] in (2, 3)
+    assert checkpoint.read(folder / "best.pt", load=models.open_checkpoint)["epoch"] in (2, 3)
     assert_live(unsafe(copy), fuse)
 
 
-def test_code_in_a_checkpoints_architecture_is_refused(place: Path, fuse: Path) -> None:
-    """Refused: a description of a model may name an activation, which Ultralytics evaluates as Python."""
+@pytest.mark.parametrize("earlier", [True, False])
+def test_code_in_a_checkpoints_description_is_refused(place: Path, fuse: Path, earlier: bool) -> None:
+    """Refused: a description of a model may name an activation, which Ultralytics evaluates as Python.
+
+    It lies in the module tree, and where an earlier version of the kit wrote none beside the tensors.
+    """
     values, folder = stopped(place)
+    Path(values["model"]).unlink()  # so that there is nothing to compare it with
     state = training.read(folder / "latest.pt")
-    state["architecture"]["yaml"]["activation"] = activation(fuse)
+    if earlier:
+        del state["architecture"]["modules"]
+        state["architecture"]["yaml"]["activation"] = activation(fuse)
+    else:
+        model = models.assemble(state)
+        model.yaml["activation"] = activation(fuse)
+        state["architecture"]["modules"] = models.skeleton(model)
     samples.save(folder / "latest.pt", state)
     child = training.start(place, values)
     assert child.wait() == 2, child.output()
     assert f"unsupported activation '{activation(fuse)}' blocked" in child.output()
     assert "Traceback" not in child.output()
-    assert_live(lambda: evaluate(state["architecture"]["yaml"]), fuse)
+    assert_live(lambda: evaluate(model.yaml if not earlier else state["architecture"]["yaml"]), fuse)
+
+
+def test_code_in_a_checkpoints_module_tree_is_refused(
+    place: Path, fuse: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ignored, like any planted checkpoint: the tree is a pickle of its own, which names classes of models alone."""
+    values, folder = stopped(place)
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    state = training.read(folder / "latest.pt")
+    buffer = io.BytesIO()
+    torch.save({"model": Bomb(fuse)}, buffer)
+    state["architecture"]["modules"] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    samples.save(folder / "latest.pt", state)
+    capsys.readouterr()
+    again = training.train(values)
+    assert f"WARNING: '{folder / 'latest.pt'}' {CODE}\nIt was set aside as latest.pt.bad\n" in capsys.readouterr().out
+    assert differences(untouched, again) == []
+    packed = training.read(folder / "latest.pt.bad")["architecture"]["modules"]
+    assert_live(lambda: torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=False), fuse)
 
 
 # --- models

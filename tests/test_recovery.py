@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import training
 from training import Killed, differences, kill_at, rows
 
+from kit import checkpoint
 from kit.errors import KitError
+from kit.trainer import models
 from kit.trainer.loop import Resumable
 
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
@@ -135,3 +138,50 @@ def test_bad_weights_before_the_first_best_are_said_and_never_kept_as_best(
     training.train(values)
     assert "there is no best.pt to go back to" in capsys.readouterr().out
     assert not (place / "working/runs/train/checkpoints/best.pt").exists()
+
+
+def with_an_infinite_average(patch: pytest.MonkeyPatch, epoch: int, *sections: str) -> None:
+    """Have the second batch of an epoch put one Inf into the average, and into the model where it is named too."""
+    own = Resumable._forward_backward
+
+    def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
+        result = own(self, i, batch)
+        if (self.epoch, i, self.nan_recovery_attempts) == (epoch, 1, 0):
+            for module in (self.ema.ema, *([self.model] if "model" in sections else [])):
+                next(buffer for name, buffer in module.named_buffers() if name.endswith("running_var"))[0] = math.inf
+        return result
+
+    patch.setattr(Resumable, "_forward_backward", forward_backward)
+
+
+@pytest.mark.parametrize("at", [(), (6,), (8, 2)])
+def test_passing_infinity_in_the_average_is_mended_and_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: tuple[int, ...]
+) -> None:
+    """It would stay in every later average; best.pt and the end of the run are finite, killed or not."""
+    values = training.settings(place, **EVERY_STEP)
+    with_an_infinite_average(monkeypatch, 1)
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    assert "WARNING: The averaged model was not finite in 1 tensors (model.0.bn.running_var, …) in epoch 2" in (
+        capsys.readouterr().out
+    )
+    again = run_killed(values, at)
+    assert differences(untouched, again) == []
+    best = checkpoint.read(place / "working/runs/train/checkpoints/best.pt", models.open_checkpoint)
+    for state in (untouched["ema_state_dict"], best["ema_state_dict"], best["model"].state_dict()):
+        assert all(value.isfinite().all() for value in state.values())
+    assert untouched["loop"]["nan_recovery_attempts"] == 0
+
+
+def test_infinity_in_the_model_too_goes_back_to_the_best_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BatchNorm's statistics never lose it: nothing that could be taken from the model is finite."""
+    values = training.settings(place, **EVERY_STEP)
+    with_an_infinite_average(monkeypatch, 1, "model")
+    state = training.train(values)
+    assert "going back to the best model, of epoch 1 (attempt 1/3)" in capsys.readouterr().out
+    assert state["epoch"] == 3
+    assert all(
+        value.isfinite().all() for value in (*state["ema_state_dict"].values(), *state["model_state_dict"].values())
+    )

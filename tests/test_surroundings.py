@@ -138,6 +138,38 @@ def test_other_images_are_said(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert state["epoch"] == 2
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_other_content_under_the_same_names_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str], split: str, part: str
+) -> None:
+    """24: a new version of the data set, with pictures or labels replaced."""
+    values = training.settings(place, epochs=2)
+    stopped(place, values, 3 + 2 + 2)
+    one, other = sorted((place / f"shapes-detect/{part}/{split}").iterdir())[:2]
+    shutil.copy(other, one)
+    shutil.rmtree(place / "scratch")
+    (place / "scratch").mkdir()
+    assert training.train(values)["epoch"] == 2
+    kind = "training" if split == "train" else "validation"
+    assert f"the surroundings changed: the {kind} {part}\n" in capsys.readouterr().out
+
+
+def test_data_set_in_another_folder_with_other_dates_is_the_same(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24: as Kaggle attaches it in the next session."""
+    values = training.settings(place, epochs=2)
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    stopped(place, values, 3 + 2 + 2)
+    shutil.copytree(place / "shapes-detect", place / "elsewhere", copy_function=shutil.copyfile)
+    shutil.rmtree(place / "shapes-detect")
+    capsys.readouterr()
+    again = training.train({**values, "data": str(place / "elsewhere/data.yaml")})
+    assert "Not exact" not in capsys.readouterr().out
+    assert differences(untouched, again) == []
+
+
 def test_order_of_the_file_list_is_part_of_its_hash() -> None:
     """24: and the folder that it lies in is not."""
     from kit.trainer.setup import data_hash

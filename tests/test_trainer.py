@@ -14,7 +14,7 @@ from training import Killed, differences, kill_at, rows, stop_at
 
 from kit import checkpoint, session, status, storage
 from kit.errors import ConfigError, DataError, MismatchError, ModelError, Stopped, StorageError
-from kit.trainer import setup
+from kit.trainer import models
 from kit.trainer.samples import LabelledSamples
 
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}  # a checkpoint after every batch
@@ -157,7 +157,7 @@ def test_best_model_is_rewritten_only_for_a_greater_map(place: Path) -> None:
     maps = [row["metrics/mAP50-95(B)"] for row in state["history"]]
     assert state["best_map"] == max(maps)
     first = 1 + maps.index(max(maps))
-    best = checkpoint.read(place / "working/runs/train/checkpoints/best.pt", load=setup.open_checkpoint)
+    best = checkpoint.read(place / "working/runs/train/checkpoints/best.pt", load=models.open_checkpoint)
     assert best["epoch"] == first
 
 
@@ -310,7 +310,7 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
     values = training.settings(place, epochs=3)
     kill(values, at=ASKED + 1)
     folder = place / "working/runs/train/checkpoints"
-    before = checkpoint.read(folder / "best.pt", load=setup.open_checkpoint)
+    before = checkpoint.read(folder / "best.pt", load=models.open_checkpoint)
     content = bytearray((folder / "best.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "best.pt").unlink()  # the file that was read above is still open
@@ -319,7 +319,7 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
     said = capsys.readouterr().out
     assert "was set aside as best.pt.bad" in said
     assert "best.pt had gone: it was made anew from the checkpoint" in said
-    after = checkpoint.read(folder / "best.pt", load=setup.open_checkpoint)
+    after = checkpoint.read(folder / "best.pt", load=models.open_checkpoint)
     assert differences(before, after) == []
     assert differences({"m": before["model"].state_dict()}, {"m": after["model"].state_dict()}, ("m",)) == []
 

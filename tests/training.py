@@ -44,18 +44,28 @@ class Killed(BaseException):
     """What a SIGKILL looks like from within: nothing is saved, nothing is tidied up."""
 
 
-def write_tiny(folder: Path, task: str = "detect") -> Path:
-    """Write a model description of about 30,000 parameters."""
+def write_tiny(folder: Path, task: str = "detect", width: float = 0.125) -> Path:
+    """Write a model description of about 100,000 parameters; one that is twice as wide has more."""
     path = folder / f"tiny-{task}.yaml"
-    path.write_text(TINY.replace("{head}", HEADS[task]))
+    path.write_text(TINY.replace("{head}", HEADS[task]).replace("0.125", str(width)))
     return path
 
 
-def settings(folder: Path, task: str = "detect", *, images: int = 12, **changes: Any) -> dict[str, Any]:
-    """Return settings for a quick run on 12 (or `images`) + 4 drawn images below `folder`."""
+def describe(folder: Path, task: str, width: float = 0.125) -> Path | str:
+    """Return a small model's description: a tiny one, or Ultralytics' smallest that sorts images."""
+    return "yolov8n-cls.yaml" if task == "classify" else write_tiny(folder, task, width)
+
+
+def settings(
+    folder: Path, task: str = "detect", *, images: int = 12, start: Path | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Return settings for a quick run on 12 (or `images`) + 4 drawn images below `folder`.
+
+    It starts from a description, or from a copy of the pretrained file `start`.
+    """
     data = shapes.make(folder / f"shapes-{task}", splits={"train": images, "val": 4}, size=64)
-    model = "yolov8n-cls.yaml" if task == "classify" else str(write_tiny(folder, task))
-    return {"model": model, "data": str(relabel(data, task)), **QUICK, **changes}
+    model = shutil.copy(start, folder) if start else describe(folder, task)
+    return {"model": str(model), "data": str(relabel(data, task)), **QUICK, **changes}
 
 
 def relabel(data: Path, task: str) -> Path:

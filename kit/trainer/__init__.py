@@ -29,10 +29,11 @@ from kit.session import Limit, World
 from kit.status import Status, duration
 from kit.storage import Lock
 from kit.trainer.loop import Resumable
+from kit.trainer.models import open_checkpoint
 from kit.trainer.ranks import ALONE, Ranks, one_by_one
-from kit.trainer.resume import choose, complete, identify
+from kit.trainer.resume import choose, complete, identify, task_of
 from kit.trainer.run import STOCK, Run
-from kit.trainer.setup import open_checkpoint
+from kit.trainer.setup import remembered
 from kit.trainer.several import deal, trainer_class
 
 TRAINERS: dict[str, type] = {
@@ -64,9 +65,10 @@ def train(
     """
     quiet()
     with Ranks(world) as ranks, ExitStack() as stack:
+        task = task_of(config, resume)
         with one_by_one():
-            dataset = data.resolve(str(config.get("data")), config.classifies)
-        identity = identify(config, dataset)
+            dataset = data.resolve(str(config.get("data")), task == "classify")
+        identity = identify(config, dataset, task)
         overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
         try:
             get_cfg(overrides=overrides)
@@ -171,9 +173,11 @@ def _check(run: Run, dataset: DataSet) -> None:
         run.status.say(f"WARNING: {warning}")
     if report.errors:
         raise DataError(" ".join(report.errors))
+    copy = run.folder / "data.yaml"
     if dataset.path.is_file():
         with suppress(StorageError):  # a full disk; it is there to be read by people
-            storage.copy(dataset.path, run.folder / "data.yaml")
+            storage.copy(dataset.path, copy)
+    run.data = {"path": remembered(dataset, copy), "fingerprint": report.fingerprint}
 
 
 def _train(run: Run, overrides: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from kit.config import Config
 from kit.errors import CheckpointError
 from kit.status import plain
 from kit.trainer import quiet
-from kit.trainer.setup import make_samples, open_checkpoint
+from kit.trainer.models import open_checkpoint
+from kit.trainer.setup import make_samples
 
 WIDTH = 1280  # pixels of the picture of predictions
 

@@ -194,6 +194,7 @@ class Resumable(Recovery, Saving):
         self.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         self.run_callbacks("on_train_epoch_end")
         self.ema.update_attr(self.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
+        self._mend_average()
         final = self.epoch + 1 >= self.epochs
         if self.args.val or final or self.stopper.possible_stop or self.stop:
             self._clear_memory(None if self.device.type == "mps" else 0.5)

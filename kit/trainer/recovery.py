@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from ultralytics.utils.torch_utils import unwrap_model
+
 from kit import checkpoint
 from kit.errors import KitError
 from kit.trainer import state
-from kit.trainer.setup import Setup, open_checkpoint
+from kit.trainer.models import open_checkpoint
+from kit.trainer.setup import Setup
 
 ATTEMPTS = 3  # halvings of the batch, and ways back from a loss that is not a number
 OUT_OF_MEMORY = (  # in lower case
@@ -31,6 +35,7 @@ class Recovery(Setup):
     oom_retries: int
     nan_recovery_attempts: int
     global_step: int
+    average_is_finite = True
 
     def _halve_batch(self, error: RuntimeError) -> None:
         """Start the first epoch again with half the batch when the GPU's memory is full, as Ultralytics does.
@@ -62,6 +67,24 @@ class Recovery(Setup):
         self.optimizer.zero_grad()
         self._seek()
 
+    def _mend_average(self) -> None:
+        """Take from the model what has become infinite or no number in its average, where it would stay for good.
+
+        As Ultralytics does when it saves. Where the model's own is not finite either, the run goes back as from a loss
+        that is not a number.
+        """
+        model, average = unwrap_model(self.model).state_dict(), self.ema.ema.state_dict()
+        bad = [name for name, value in average.items() if not torch.isfinite(value).all()]
+        mended = [name for name in bad if torch.isfinite(model[name]).all()]
+        self.average_is_finite = len(mended) == len(bad)
+        for name in mended:
+            average[name].copy_(model[name])
+        if mended:
+            self.run.status.say(
+                f"WARNING: The averaged model was not finite in {len(mended)} tensors ({mended[0]}, …) in epoch "
+                f"{self.epoch + 1}: they were taken from the model itself"
+            )
+
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Go back to the best model when the loss or the fitness is not a number, three times at most in a run.
 
@@ -74,7 +97,8 @@ class Recovery(Setup):
         Raises:
             KitError: It did not help.
         """
-        if all(math.isfinite(float(value)) for value in (self.loss, self.fitness) if value is not None):
+        numbers = [float(value) for value in (self.loss, self.fitness) if value is not None]
+        if self.average_is_finite and all(map(math.isfinite, numbers)):
             return False
         self.nan_recovery_attempts += 1
         advice = f"try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}"

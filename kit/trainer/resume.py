@@ -3,46 +3,88 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-from ultralytics.nn.tasks import guess_model_task, yaml_model_load
+from ultralytics.nn.tasks import guess_model_task
 
-from kit import data, discovery, session, storage
+from kit import checkpoint, data, description, discovery, peek, session, storage
 from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.config import Config
 from kit.discovery import LESS, Candidate, Verdict
 from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.status import Status, duration
+from kit.trainer import models, stock
+from kit.trainer.models import open_checkpoint
 from kit.trainer.run import STOCK
-from kit.trainer.setup import load_model, open_checkpoint
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
 SHOWN = 3  # checkpoints that are said not to be taken; `find` lists them all
 
 
-def identify(config: Config, dataset: data.DataSet) -> dict[str, Any]:
-    """Return what tells a run from others: its task, its architecture's name and its classes.
+def task_of(config: Config, resume: str = "auto") -> str:
+    """Return the task that a run trains: that of its model, or of its checkpoint where the model's file is not here.
 
     Raises:
-        ModelError: The model is missing or of a task that the kit does not train.
+        ModelError: The model is of a task that the kit does not train or of another than `task=` says; it is damaged.
     """
-    name = str(config.get("model"))
-    task = config.train.get("task")
-    if name.lower().endswith((".yaml", ".yml")):
-        try:
-            task = task or guess_model_task(yaml_model_load(name))
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ModelError(f"The model '{name}' cannot be read: {error}. Check model=...") from error
-    elif not name.lower().endswith(".pt"):
-        raise ModelError(f"The model '{name}' must be a .pt or a .yaml file, for example yolov8n.pt.")
-    elif task is None and Path(name).exists():
-        task = getattr(load_model(name), "task", None)
-    task = task or guess_model_task(name)
+    model, wanted = str(config.get("model")), config.train.get("task")
+    if not model.lower().endswith((".pt", ".yaml", ".yml")):
+        raise ModelError(f"The model '{model}' must be a .pt or a .yaml file, for example yolov8n.pt.")
+    task = models.task_of(model) if models.is_here(model) else None
+    if None not in (task, wanted) and task != wanted:
+        raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
+    task = task or wanted or _task_found(config, resume)
+    if task is None:  # no checkpoint can do without the model's file
+        task = guess_model_task(model) if model.lower().endswith(".pt") else models.task_of(model)
     if task not in STOCK:
-        raise ModelError(f"The kit does not train the task '{task}' of '{name}': it trains {', '.join(STOCK)}.")
-    return {"task": task, "model": Path(name).stem, "names": data.names(config, dataset)}
+        raise ModelError(f"The kit does not train the task '{task}' of '{model}': it trains {', '.join(STOCK)}.")
+    return str(task)
+
+
+def _task_found(config: Config, resume: str) -> str | None:
+    """Return the task of the checkpoint that is there for a model of this name."""
+    if resume in ("auto", "never"):
+        found = discovery.scan(config.run_folder, config.restored_folder) if resume == "auto" else []
+    else:
+        found = [discovery.look(Path(resume).expanduser(), open_checkpoint, verify=False)]
+    name = Path(str(config.get("model"))).stem
+    return next((str(each.identity["task"]) for each in found if each.identity.get("model") == name), None)
+
+
+def identify(config: Config, dataset: data.DataSet, task: str) -> dict[str, Any]:
+    """Return what tells a run from others.
+
+    Returns:
+        `task`, `model` (the name of its file), `names` (its classes), `structure` (a hash of the model as it is built
+        here; empty where one of its files is not here) and `weights` (a hash of each file that it starts from).
+    """
+    model, pretrained, names = str(config.get("model")), config.get("pretrained"), data.names(config, dataset)
+    files = {name: str(file) for name, file in (("model", model), ("pretrained", pretrained)) if _is_file(file)}
+    structure = ""
+    if models.is_here(model) and all(map(models.is_here, files.values())):
+        values = {} if dataset.path.is_dir() else description.read(dataset.path)
+        made_for = {
+            "nc": len(names),
+            "names": dict(enumerate(names)),
+            "channels": values.get("channels", 3),
+            "kpt_shape": values.get("kpt_shape"),
+        }
+        with suppress(ModelError):  # set-up fails in the same way, and says so
+            built = models.build(task, *models.sources(model, pretrained), made_for)
+            structure = checkpoint.structure(built.yaml, built.state_dict())
+    return {
+        "task": task,
+        "model": Path(model).stem,
+        "names": names,
+        "structure": structure,
+        "weights": {name: peek.checksum(Path(file)) for name, file in files.items() if Path(file).is_file()},
+    }
+
+
+def _is_file(setting: Any) -> bool:
+    return str(setting).lower().endswith(".pt")
 
 
 def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> dict[str, Any] | None:
@@ -55,7 +97,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if resume == "never":
         return None
     folder = config.run_folder / "checkpoints"
-    found = _search(config, identity, status) if resume == "auto" else _given(Path(resume).expanduser(), identity)
+    found = _search(config, identity, status) if resume == "auto" else _given(resume, identity, status)
     if found is None or found.summary is None or found.state is None:
         return None
     state, changed = found.state, discovery.changes(found, config)
@@ -70,6 +112,12 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     status.say(f"Resuming from checkpoint: {found.path}")
     if changed:
         status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
+    began = state["architecture"].get("weights") or {}
+    if other := [name for name in began if identity["weights"].get(name, began[name]) != began[name]]:
+        status.say(
+            f"The file of {' and '.join(other)}= is not the one that this run began with, and is not used: to start "
+            "from it, --resume never"
+        )
     if found.path.parent != folder:
         arriving = folder / f".{LATEST}{storage.TEMPORARY}"
         storage.make_room(folder, found.path.stat().st_size)
@@ -138,8 +186,17 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
     return taken
 
 
-def _given(path: Path, identity: dict[str, Any]) -> Candidate:
+def _given(name: str, identity: dict[str, Any], status: Status) -> Candidate:
+    path = Path(name).expanduser()
     candidate = discovery.look(path, load=open_checkpoint)
+    if candidate.problem and (converted := stock.convert(path)):
+        status.say(
+            f"'{path}' is Ultralytics' own checkpoint: weights, average, optimizer, epoch and results are taken over, "
+            "in its half precision and so not exactly"
+        )
+        place = storage.make_folder(session.scratch() / "converted") / LATEST
+        storage.publish(place, lambda file: checkpoint.write(converted, file), durable=False)
+        candidate = discovery.look(place)
     if candidate.problem:
         raise CheckpointError(candidate.problem)
     if problem := discovery.mismatch(candidate, identity):

@@ -52,12 +52,14 @@ class Run:
     Attributes:
         config: The settings.
         folder: The run folder.
-        identity: What tells this run from others: `task`, `model`, `names`.
+        identity: What tells this run from others, as `kit.trainer.resume.identify` has it.
         status: Where news goes.
         stop: Returns why training has to stop now, or an empty text.
         limit: The session's end.
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
+        weights: A hash of each model file that the run began with.
+        data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.datacheck` has it.
         sessions: Where the sessions after the first began, in epochs.
         ranks: The processes that train together.
         writer: Where checkpoints go; nowhere, where another process leads.
@@ -74,6 +76,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []
+        self.data: dict[str, Any] = {}
+        began = self.resumed["architecture"] if self.resumed else self.identity
+        self.weights: dict[str, str] = began.get("weights", {})
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
         kit = self.config.kit
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import TASK2METRIC
 
-from kit import storage
-from kit.checkpoint import SLIM, plain
+from kit import datacheck, storage
+from kit.checkpoint import LAST, SLIM, plain
 from kit.errors import Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
@@ -47,8 +48,7 @@ class Saving(Setup):
         if self.device.type != "cpu":
             new.pop("threads")  # which no bit of a GPU's depends on
         changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
-        if resumed["architecture"]["data_hash"] != self.data_hash:
-            changed.append("the list of training images")
+        changed += self._changed_data(resumed["architecture"])
         if (optimizer := resumed["loop"]["decided"]["optimizer"]) != self.args.optimizer:
             changed.append(f"the optimizer, which starts with no momentum ({optimizer} -> {self.args.optimizer})")
         if changed:
@@ -58,6 +58,13 @@ class Saving(Setup):
                 f"The run has {self.epochs} epochs now and had {epochs}: learning rate, warm-up and close_mosaic are "
                 f"from here on those of a run of {self.epochs}"
             )
+
+    def _changed_data(self, before: dict[str, Any]) -> list[str]:
+        """Name what of the data set is not as it was; an earlier version of the kit kept the list of images alone."""
+        if known := before.get("data", {}).get("fingerprint"):
+            return datacheck.changed(known, self.run.data.get("fingerprint", {}))
+        same = before.get("data_hash", self.data_hash) == self.data_hash
+        return [] if same else ["the list of training images"]
 
     def _announce(self) -> None:
         say, batches = self.run.status.say, len(self.train_loader)
@@ -107,22 +114,33 @@ class Saving(Setup):
         best_before, best = self.best_map, self._improved()
         keep = self.save_period > 0 and self.epoch % self.save_period == 0
         try:
-            self._save(self.epoch + 1, 0, best=best, wait=self.stop or keep)
-            if keep:
-                storage.link(self.last, self.wdir / f"epoch{self.epoch}.pt")
+            self._save(self.epoch + 1, 0, best=best, wait=self.stop)
         except StorageError:
             self.best_map = best_before  # what is on the disk: a later model that is better than it will be kept
             if self.stop:
                 raise
+        if keep:
+            self._write_model(self.wdir / f"epoch{self.epoch}.pt", self.epoch + 1)
+        if self.stop:
+            self._write_model(self.run.folder / LAST, self.epoch + 1)
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()
-        extra = as_ultralytics(self) if best else None
+        extra = self._as_ultralytics() if best else None
         taken = self.snapshot(epoch, batch)
         self.run.writer.save(*taken, homes=self.snapshot.homes, best=extra, wait=wait, began=began)
         if extra is not None:
-            size = sum(2 * parameter.numel() for parameter in extra["model"].parameters())
-            self.run.writer.aside(self.run.folder / SLIM, as_slim(extra, epoch, self.best_map), size)
+            self._write_model(self.run.folder / SLIM, epoch, extra)
+
+    def _as_ultralytics(self) -> dict[str, Any]:
+        args = {**vars(self.args), "data": self.run.data.get("path") or self.args.data}
+        return as_ultralytics(self.ema.ema, args, {**self.metrics, "fitness": self.fitness})
+
+    def _write_model(self, path: Path, epoch: int, entries: dict[str, Any] | None = None) -> None:
+        """Write the averaged model alone, as Ultralytics strips it."""
+        entries = entries or self._as_ultralytics()
+        size = sum(2 * parameter.numel() for parameter in entries["model"].parameters())
+        self.run.writer.aside(path, as_slim(entries, epoch, self._current_map()), size)
 
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch.utils.data import RandomSampler
 from ultralytics.data.build import seed_worker
-from ultralytics.data.utils import get_split_fraction
-from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.data.utils import check_det_dataset, get_split_fraction
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from kit import checkpoint
+from kit import description, session
+from kit.data import DataSet
 from kit.errors import ConfigError, DataError, ModelError
 from kit.randomness import EpochOrder
+from kit.trainer import models
 from kit.trainer.samples import ClassifiedSamples, LabelledSamples
 
 Trainer: Any = object  # stands for one of Ultralytics' trainers, which a mixin is put in front of
@@ -41,27 +42,24 @@ class Setup(Trainer):  # type: ignore[misc]
     accumulate: int
     batch_size: int
     data_hash = ""
+    modules: torch.Tensor
 
     def setup_model(self) -> None:
         """Build the model: on a resume from the checkpoint alone, else from a model file or a description."""
-        source, weights = self.model, None
         if self.run.resumed is not None:
-            source = deepcopy(self.run.resumed["architecture"]["yaml"])
-        elif str(source).lower().endswith(".pt"):
-            weights = self._load_model(str(source))
+            weights = models.assemble(self.run.resumed)
             source = weights.yaml
-        if self.run.resumed is None and isinstance(self.args.pretrained, (str, Path)):
-            weights = self._load_model(str(self.args.pretrained))
-        elif self.args.pretrained is False:
-            weights = None
+        else:
+            source, weights = models.sources(str(self.model), self.args.pretrained, self._load_model)
         try:
-            self.model = self.get_model(cfg=source, weights=weights, verbose=True)
+            self.model = self.get_model(cfg=deepcopy(source), weights=weights, verbose=True)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"The model '{source}' cannot be built: {error}. Check model=...") from error
+            raise ModelError(f"The model '{self.model}' cannot be built: {error}. Check model=...") from error
         super().setup_model()  # a model that is built already is left, but for classify's head
+        self.modules = models.skeleton(self.model)  # before set-up adds what is no part of it
 
     def _load_model(self, path: str) -> Any:
-        return load_model(path)
+        return models.load_model(path)
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
@@ -185,36 +183,25 @@ def start_worker(number: int) -> None:
     seed_worker(number)
 
 
-def load_model(path: str) -> Any:
-    """Read a model file through Ultralytics' allow-list of classes; a name it publishes is downloaded.
+def remembered(dataset: DataSet, copy: Path) -> str:
+    """Return the path under which a model remembers its data set, for `YOLO("best.pt").val()` in another session.
 
-    Returns:
-        The model, an fp32 `nn.Module` with its `yaml` and `task`.
-
-    Raises:
-        ModelError: It is missing, damaged, or holds anything but a model.
+    Args:
+        dataset: The data set.
+        copy: The run's copy of its description, for where Ultralytics does not find the same images by the set's own.
     """
-    try:
-        loaded, _ = torch_safe_load(path, safe_only=True)
-        model = loaded.get("ema") or loaded["model"]
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError("it holds no model")
-        return model.float()
-    except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
-        text = " ".join(str(error).split())
-        raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
+    if dataset.path.is_dir() or dataset.source.name == str(dataset.source):  # a name that Ultralytics knows
+        return str(dataset.source)
+    found, values = {}, description.read(dataset.path)
+    if not dataset.source.is_relative_to(session.scratch()):
+        with suppress(Exception):  # it may be wrong in any way
+            found = check_det_dataset(str(dataset.source), autodownload=False)
+    same = all(_images(found.get(split)) == _images(values[split]) for split in ("train", "val"))
+    return str(dataset.source if same else copy)
 
 
-def open_checkpoint(path: Path) -> Any:
-    """Open a checkpoint that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
-    if path.suffix == ".pt" and torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
-        try:
-            return torch_safe_load(path, safe_only=True)[0]
-        except TypeError as error:
-            if isinstance(error.__cause__, pickle.UnpicklingError):
-                raise error.__cause__ from None  # which names what was refused
-            raise
-    return checkpoint.load(path)
+def _images(places: Any) -> list[Path]:
+    return [Path(place).resolve() for place in (places if isinstance(places, list) else [places or ""])]
 
 
 def data_hash(files: Iterable[str], root: str) -> str:

@@ -226,7 +226,7 @@ def deal(run: Run, cuda: bool) -> None:
     """
     ranks, wanted, say = run.ranks, run.config.kit.ranks, run.status.say
     processes = ranks.world.size
-    before = run.resumed.get("ranks", 1) if run.resumed else processes
+    before = (run.resumed.get("ranks", 1) if run.resumed else None) or processes
     ranks.form(before if isinstance(wanted, str) else wanted, cuda)
     if ranks.logical > 1:
         some = f"{ranks.size} processes" if ranks.size > 1 else "one process"

@@ -83,7 +83,8 @@ def _restore_optimizer(trainer: Any, state: dict[str, Any], changed: bool) -> No
             group["lr"] = base * trainer.lf(max(scheduler.last_epoch, 0))
         return
     for old, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        old["fused"] = group.get("fused")  # the device, not the checkpoint, picks the kernel
+        if "fused" in group:
+            old["fused"] = group["fused"]  # the device, not the checkpoint, picks the kernel
     optimizer.load_state_dict(saved)
     scheduler.load_state_dict(state["scheduler_state_dict"])
 
