@@ -4,7 +4,8 @@ Each has the layout of a published file and as many classes, with the same names
 of the tests, in another order than there. What they predict is worth nothing.
 
 They are made in a process of their own, of which nothing is left but the files: `python tests/pretrained.py FOLDER NAME
-...`, where a name is that of a description of Ultralytics', as in `yolo11n-seg`, or `tiny-TASK-CLASSES[-wide]`.
+...`, where a name is that of a description of Ultralytics', as in `yolo11n-seg` or `yolo11n-obb@80` for another number
+of classes, or `tiny-TASK-CLASSES[-wide]`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def make(name: str, folder: Path) -> Path:
 
 
 def make_tiny(task: str, folder: Path, nc: int = 80, wide: bool = False) -> Path:
-    """Make a file of the tests' own model of about 30,000 parameters, or of one that is twice as wide."""
+    """Make a file of the tests' own small model, or of one that is twice as wide."""
     return make(f"tiny-{task}-{nc}" + "-wide" * wide, folder)
 
 
@@ -82,8 +83,9 @@ def _train(name: str, place: Path) -> Path:
         model = YOLO(str(training.describe(place, tiny[1], 0.25 if tiny[3] else 0.125)))
         description = _description("ImageNet", int(tiny[2]))
     else:
-        model = YOLO(f"{name}.yaml")
-        description = _description(TRAINED_ON[model.task])
+        published, _, count = name.partition("@")
+        model = YOLO(f"{published}.yaml")
+        description = _description(TRAINED_ON[model.task]) | (_description("ImageNet", int(count)) if count else {})
     names = list(description["names"].values())
     if model.task == "classify":
         data, share = _sort(drawn.parent, names), 4 / len(names)

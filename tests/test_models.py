@@ -18,7 +18,7 @@ from training import Killed, differences, kill_at, rows, stop_at
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit import cli
+from kit import cli, config
 from kit.errors import CheckpointError, MismatchError, ModelError, Stopped
 from kit.trainer import models
 
@@ -301,6 +301,7 @@ def test_task_is_that_of_the_model(place: Path, task: str) -> None:
     training.train({**values, "kit.run": "runs/first"})
     model = shutil.copy(place / "working/runs/first/checkpoints/best.pt", place / "mine.pt")
     values = {**values, "model": str(model), "epochs": 2}
+    assert config.load(training._no_file(), values).classifies is (task == "classify"), "what the launcher looks for"
     with pytest.raises(Stopped):
         training.train(values, stop_at(2))
     Path(model).unlink()
