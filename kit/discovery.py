@@ -26,7 +26,7 @@ class Candidate:
     Attributes:
         path: Where it lies.
         summary: What it holds, or None when it is no good checkpoint.
-        identity: What it was trained as: `task`, `names` (classes), `structure` and `model`, which is its name.
+        identity: What it was trained as: `task`, `names` (classes), `structure`, and more that `mismatch` looks at.
         config: The settings that it was trained with.
         problem: Why it is no good checkpoint, or an empty text.
         state: All of it; the tensors stay on disk until they are touched.
@@ -92,8 +92,9 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
 def identify(state: dict[str, Any]) -> dict[str, Any]:
     """Return what tells a checkpoint's run from others; its `structure` is that of its tensors, whatever its name."""
     architecture, tensors = state["architecture"], state["model_state_dict"]
-    named = {name: architecture.get(name) for name in ("task", "model", "names")}
-    return {**named, "structure": checkpoint.structure(architecture.get("yaml") or {}, tensors)}
+    named = {name: architecture.get(name) for name in ("task", "model", "names", "files")}
+    structure = checkpoint.structure(architecture.get("yaml") or {}, tensors)
+    return {**named, "structure": structure, "ultralytics": state["versions"].get("ultralytics")}
 
 
 def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
@@ -158,16 +159,20 @@ def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) 
 def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
     """Say in which way a candidate is of another run; empty when it is of the same one.
 
-    A model is what it is built of. Its name tells only where its file is not here, so that nothing can be built.
+    A model is what it is built of. Its name tells only where that is not known, because its file is not here or
+    because another version of Ultralytics may build it otherwise.
     """
     own = candidate.identity
     for key, word in (("task", "task"), ("names", "classes")):
         if own.get(key) != identity[key]:
             return f"its {word} is {_short(own.get(key))} and not {_short(identity[key])}"
-    if not identity.get("structure") and own.get("model") != identity["model"]:
-        return f"its model is {_short(own.get('model'))} and not {_short(identity['model'])}"
-    if identity.get("structure") and own["structure"] != identity["structure"]:
+    known = bool(identity.get("structure")) and own["structure"] != identity["structure"]
+    if known and own["ultralytics"] != identity["ultralytics"]:  # which may build another one of the same files
+        known = own["files"] not in (None, identity["files"])
+    if known:
         return f"its model {_short(own.get('model'))} has other layers than {_short(identity['model'])} of model=..."
+    if own.get("model") != identity["model"] and own["structure"] != identity.get("structure"):
+        return f"its model is {_short(own.get('model'))} and not {_short(identity['model'])}"
     return ""
 
 

@@ -222,6 +222,28 @@ def test_comment_in_a_description_makes_no_other_run(place: Path) -> None:
     assert training.train(values)["epoch"] == 3
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_other_version_of_ultralytics_may_build_it_otherwise(
+    place: Path, capsys: pytest.CaptureFixture[str], same: bool
+) -> None:
+    """From the same file it is the same run, which goes on with what it is; with an edited one it is another."""
+    values = training.settings(place)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(ASKED + 1))
+    latest = place / "working/runs/train/checkpoints/latest.pt"
+    state = training.read(latest)
+    built = {**state["architecture"], "yaml": {**state["architecture"]["yaml"], "reg_max": 17}}
+    rewrite(latest, architecture=built)
+    assert "has other layers" in refused(values)
+    rewrite(latest, architecture=built, versions={**state["versions"], "ultralytics": "8.4.0"})
+    if same:
+        assert training.train(values)["epoch"] == 3
+        assert "the surroundings changed: ultralytics 8.4.0 -> " in capsys.readouterr().out
+    else:
+        Path(values["model"]).write_text(Path(values["model"]).read_text() + "# edited\n")
+        assert "has other layers" in refused(values)
+
+
 def test_other_model_under_the_same_name_is_another_run(place: Path, pretrained: Start) -> None:
     """Another best.pt, of another size."""
     values = pretrained(place, epochs=2)

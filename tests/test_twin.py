@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import training
 import twin
-from test_kills import results
+from pretrained import PUBLISHED
+from test_kills import IMAGES, SETTINGS, results
 from training import differences, rows
 from twin import Kaggle, Session
+from walk import walk
 
 from kit import storage
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.twin
 
 OUTPUTS = ("training", "notebooks/somebody/training")  # where a notebook's output is attached: the old way and the new
 LENGTH_S, AGE_S = 1200.0, 1030.0  # of a session that most of has gone for something else: what is left is short
+EVERY_BATCH_IN_A_NOTEBOOK = {"kit": {"max_lost_s": 1e-6, "max_cost_percent": 1e9}}
 CARDS = [  # how a session runs, how it ends, and what became of the draft's disk before it
     ("Interactive", "left", "kept"),
     ("Interactive", "left", "wiped"),
@@ -329,6 +332,46 @@ def test_hundred_epochs_over_many_short_sessions_end_with_the_untouched_runs_bit
     shown.append(f"twin      100 epochs over {len(story)} sessions: " + ", ".join(" ".join(map(str, s)) for s in story))
     assert len(story) >= 8
     assert_same_bits(whole.run, session.run)
+
+
+@pytest.mark.slow
+def test_first_steps_of_the_readme_as_they_stand(tmp_path: Path, big: Callable[[str], Path]) -> None:
+    """A hundred epochs of 640 pixels, or fewer where early stopping ends them."""
+    walk(tmp_path, big)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fine_tuned_model_killed_in_the_notebook_ends_bit_identical(
+    tmp_path: Path, shown: list[str], big: Callable[[str], Path], name: str
+) -> None:
+    """What people start from, of 80 classes and trained on three, with five kills of the whole session."""
+    task, chance = PUBLISHED[name], random.Random(name)
+    kaggle = Kaggle(tmp_path / "account")
+    values = training.settings(tmp_path / "made", task, images=IMAGES, epochs=3, **SETTINGS, workers=2)
+    values |= {**EVERY_BATCH_IN_A_NOTEBOOK, "imgsz": 96}
+    kaggle.attach(tmp_path / f"made/shapes-{task}", "datasets/somebody/shapes")
+    data = "classified" if task == "classify" else "data.yaml"
+    values["data"] = str(kaggle.folder(kaggle.input) / "datasets/somebody/shapes" / data)
+    values["model"] = str(kaggle.attach(big(f"{name}@80"), f"models/{name}.pt"))
+    whole = kaggle.session("Interactive", {**values, "kit": {"run": "runs/untouched"}})
+    assert whole.code == 0, whole.text
+    run, places = kaggle.draft / "runs/train", []
+    for number in range(5):
+        target = max(chance.randrange(5 * number, 5 * number + 5), step(run) + 1)
+        killed = kaggle.session("Interactive", values, watch=lambda news, target=target: step(run) >= target)
+        assert killed.killed, killed.text
+        places.append(step(run))
+    finished = kaggle.session("Interactive", values)
+    assert finished.code == 0, finished.text
+    assert_same_bits(kaggle.draft / "runs/untouched", run)
+    shown.append(f"twin      {name:13} 5 kills after batches {' '.join(map(str, places))}: the same bits")
+
+
+def step(run: Path) -> int:
+    """Return the step that latest.pt was saved at."""
+    latest = run / "checkpoints/latest.pt"
+    return int(training.read(latest)["progress"]["global_step"]) if latest.exists() else 0
 
 
 def deal(chance: random.Random) -> Iterator[tuple[str, str, str]]:

@@ -70,7 +70,7 @@ class Snapshot:
             "config": trainer.run.config.to_dict(),
             "architecture": {
                 **{name: trainer.run.identity[name] for name in ("task", "model", "names")},
-                "weights": trainer.run.weights,
+                "files": trainer.run.files,
                 "yaml": plain(deepcopy(model.yaml)),
                 "modules": trainer.modules,
                 "data": trainer.run.data,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ultralytics
 from ultralytics.nn.tasks import guess_model_task
 
 from kit import checkpoint, data, description, discovery, peek, session, storage
@@ -58,12 +59,13 @@ def identify(config: Config, dataset: data.DataSet, task: str) -> dict[str, Any]
 
     Returns:
         `task`, `model` (the name of its file), `names` (its classes), `structure` (a hash of the model as it is built
-        here; empty where one of its files is not here) and `weights` (a hash of each file that it starts from).
+        here; empty where one of its files is not here), `files` (a hash of each that it starts from) and the version of
+        `ultralytics`.
     """
     model, pretrained, names = str(config.get("model")), config.get("pretrained"), data.names(config, dataset)
-    files = {name: str(file) for name, file in (("model", model), ("pretrained", pretrained)) if _is_file(file)}
+    files = {"model": model, **({"pretrained": pretrained} if isinstance(pretrained, str) else {})}
     structure = ""
-    if models.is_here(model) and all(map(models.is_here, files.values())):
+    if all(map(models.is_here, files.values())):
         values = {} if dataset.path.is_dir() else description.read(dataset.path)
         made_for = {
             "nc": len(names),
@@ -79,12 +81,9 @@ def identify(config: Config, dataset: data.DataSet, task: str) -> dict[str, Any]
         "model": Path(model).stem,
         "names": names,
         "structure": structure,
-        "weights": {name: peek.checksum(Path(file)) for name, file in files.items() if Path(file).is_file()},
+        "files": {name: peek.checksum(Path(file)) for name, file in files.items() if Path(file).is_file()},
+        "ultralytics": ultralytics.__version__,
     }
-
-
-def _is_file(setting: Any) -> bool:
-    return str(setting).lower().endswith(".pt")
 
 
 def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> dict[str, Any] | None:
@@ -112,8 +111,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     status.say(f"Resuming from checkpoint: {found.path}")
     if changed:
         status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
-    began = state["architecture"].get("weights") or {}
-    if other := [name for name in began if identity["weights"].get(name, began[name]) != began[name]]:
+    began = state["architecture"].get("files") or {}
+    if other := [name for name in began if identity["files"].get(name, began[name]) != began[name]]:
         status.say(
             f"The file of {' and '.join(other)}= is not the one that this run began with, and is not used: to start "
             "from it, --resume never"

@@ -58,7 +58,7 @@ class Run:
         limit: The session's end.
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
         run_id: Same for every session of the run.
-        weights: A hash of each model file that the run began with.
+        files: A hash of each file that the run's model began with.
         data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.datacheck` has it.
         sessions: Where the sessions after the first began, in epochs.
         ranks: The processes that train together.
@@ -78,7 +78,7 @@ class Run:
         self.sessions: list[float] = []
         self.data: dict[str, Any] = {}
         began = self.resumed["architecture"] if self.resumed else self.identity
-        self.weights: dict[str, str] = began.get("weights", {})
+        self.files: dict[str, str] = began.get("files", {})
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
         kit = self.config.kit
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
