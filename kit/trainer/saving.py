@@ -112,15 +112,14 @@ class Saving(Setup):
             StorageError: The disk refused the last save.
         """
         best_before, best = self.best_map, self._improved()
-        keep = self.save_period > 0 and self.epoch % self.save_period == 0
+        if self.save_period > 0 and self.epoch % self.save_period == 0:  # before latest.pt: a resume would not make it
+            self._write_model(self.wdir / f"epoch{self.epoch}.pt", self.epoch + 1)
         try:
             self._save(self.epoch + 1, 0, best=best, wait=self.stop)
         except StorageError:
             self.best_map = best_before  # what is on the disk: a later model that is better than it will be kept
             if self.stop:
                 raise
-        if keep:
-            self._write_model(self.wdir / f"epoch{self.epoch}.pt", self.epoch + 1)
         if self.stop:
             self._write_model(self.run.folder / LAST, self.epoch + 1)
 
