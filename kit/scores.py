@@ -31,6 +31,9 @@ def fingerprint(best: Path) -> list[int]:
 
 
 def current(folder: Path) -> bool:
-    """Tell whether what was measured is of the best.pt that is there."""
-    best = folder / "checkpoints" / "best.pt"
-    return best.exists() and read(folder).get("file") == fingerprint(best)
+    """Tell whether what was measured is of the best.pt that is there, and with the settings that it keeps.
+
+    An earlier version of the kit took other settings, and did not write down which.
+    """
+    best, values = folder / "checkpoints" / "best.pt", read(folder)
+    return best.exists() and values.get("file") == fingerprint(best) and "settings" in values

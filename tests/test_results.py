@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import training
+from PIL import Image
+from ultralytics.cfg import TASK2METRIC
 
 import kit
 from kit import config, launch, scores, session
 from kit.config import Config
 from kit.dashboard import results
-from kit.errors import CheckpointError, Stopped
-from kit.trainer import evaluation
+from kit.errors import CheckpointError, DataError, Stopped
+from kit.trainer import evaluation, setup
+
+LEARNS = {  # enough from twelve images for a mAP that settings change
+    "epochs": 40,
+    "lr0": 0.005,
+    "nbs": 4,
+    "warmup_epochs": 0,
+    "val": False,  # but after the last epoch
+    "mosaic": 0.0,
+    "scale": 0.1,
+    "translate": 0.0,
+    "fliplr": 0.0,
+    "hsv_h": 0.0,
+    "hsv_s": 0.0,
+    "hsv_v": 0.0,
+}
+
+
+TAUGHT = {**LEARNS, "epochs": 1, "lr0": 1e-5}  # for a run that starts from what has learnt
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path | None]:
+    """Return what trains a small model of a task until it finds something, once, and returns its file."""
+
+    @functools.cache
+    def teach(task: str) -> Path | None:
+        if task == "classify":  # chance is enough
+            return None
+        folder = tmp_path_factory.mktemp(task)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("working", "input", "scratch"):
+                (folder / name).mkdir()
+                patch.setenv(f"KIT_{name.upper()}", str(folder / name))
+            training.train(training.settings(folder, task, **LEARNS))
+        return folder / "working/runs/train/slim.pt"
+
+    return teach
+
+
+def add_test_images(data: Path) -> None:
+    """Give a drawn set test images: the first four of those to train on."""
+    for file in data.parent.glob("*/train/000[0-3].*"):
+        target = file.parents[1] / "test" / file.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(file, target)
+    data.write_text(data.read_text() + "test: images/test\n")
 
 
 def trained(place: Path, **changes: Any) -> Config:
@@ -48,11 +99,125 @@ def test_best_model_is_measured_for_every_task(place: Path, task: str) -> None:
     assert "nan" not in text
 
 
-def test_measure_agrees_with_the_one_that_chose_the_best_model(place: Path) -> None:
-    """What training found in its validation is found again in the file."""
-    checked = trained(place, epochs=3, lr0=0.02)
-    state = training.read(checked.run_folder / "checkpoints/latest.pt")
-    assert evaluation.evaluate(checked)["measures"]["mAP50-95"] == pytest.approx(state["best_map"], abs=2e-3)
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("detect", {}),
+        ("detect", {"classes": [0]}),
+        ("detect", {"classes": 2}),
+        ("detect", {"single_cls": True, "epochs": 30, "lr0": 0.005}),  # with a class branch of its own
+        ("detect", {"max_det": 1}),
+        ("detect", {"conf": 0.2}),
+        ("detect", {"iou": 0.3}),
+        ("detect", {"agnostic_nms": True}),
+        ("detect", {"augment": True}),
+        ("detect", {"split": "test"}),
+        ("detect", {"split": "train", "fraction": 0.5}),
+        ("detect", {"imgsz": 50, "conf": 0.1}),
+        ("segment", {"max_det": 1}),
+        ("pose", {"max_det": 1}),
+        ("obb", {"max_det": 1}),
+        ("classify", {"split": "train"}),
+    ],
+    ids=str,
+)
+def test_measure_agrees_with_the_one_that_chose_the_best_model(
+    place: Path, taught: Callable[[str], Path | None], task: str, changes: dict[str, Any]
+) -> None:
+    """What training found in its validation is found again, whatever the settings that it validated with."""
+    values = training.settings(place, task, start=taught(task), **TAUGHT | changes)
+    if task != "classify":
+        add_test_images(Path(values["data"]))
+    state = training.train(values)
+    checked = config.load(training._no_file(), values)
+    value = next(iter(evaluation.evaluate(checked)["measures"].values()))
+    assert value == pytest.approx(state["history"][-1][TASK2METRIC[task]], abs=2e-3)
+    assert value > 0.01
+    if task != "classify":
+        assert value == pytest.approx(state["best_map"], abs=2e-3)
+
+
+@pytest.mark.parametrize("task", ["detect", "obb"])
+def test_images_are_padded_as_training_pads_them(place: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one batch get one shape; training validates with two batches in one, but for rotated boxes."""
+    shapes: list[Any] = []
+    make = setup.make_samples
+
+    def make_samples(*arguments: Any) -> Any:
+        made = make(*arguments)
+        if "val" in arguments:
+            shapes.append(made.batch_shapes.tolist())
+        return made
+
+    values = training.settings(place, task, epochs=1, batch=2)
+    for file in sorted((place / f"shapes-{task}/images/val").iterdir())[::2]:
+        with Image.open(file) as image:
+            image.resize((64, 12)).save(file)
+    monkeypatch.setattr(setup, "make_samples", make_samples)
+    monkeypatch.setattr(evaluation, "make_samples", make_samples)
+    training.train(values)
+    evaluation.evaluate(config.load(training._no_file(), values))
+    assert shapes == [shapes[0]] * 2
+    assert len(shapes[0]) == (1 if task == "detect" else 2)
+
+
+def test_coco_is_measured_as_in_training(place: Path, taught: Callable[[str], Path | None]) -> None:
+    """Ultralytics has COCO's own program measure it after training: other numbers, and a package to install."""
+    values = training.settings(place, start=taught("detect"), **TAUGHT)
+    data, images = Path(values["data"]), sorted((place / "shapes-detect/images/val").iterdir())
+    listed = data.parent / "coco/val2017.txt"
+    listed.parent.mkdir()
+    listed.write_text("\n".join(map(str, images)))
+    data.write_text(data.read_text().replace("val: images/val", f"val: {listed}"))
+    training.train(values)
+    checked = config.load(training._no_file(), values)
+    assert evaluation.evaluate(checked)["images"] == 4
+    assert not (checked.run_folder / "results/predictions.json").exists()
+
+
+def test_run_is_measured_with_its_own_settings_whatever_is_given(
+    place: Path, taught: Callable[[str], Path | None]
+) -> None:
+    """The default config names another data set, of the same classes, and another model; the run's own hold."""
+    values = training.settings(place, start=taught("detect"), **TAUGHT, conf=0.2)
+    training.train(values)
+    found = evaluation.evaluate(config.load(training._no_file(), values))
+    assert evaluation.evaluate(config.load()) == found
+    other = {"conf": 0.5, "imgsz": 32, "batch": 1, "data": values["data"], "model": "yolov8n.yaml"}
+    assert evaluation.evaluate(config.load(training._no_file(), other)) == found
+
+
+def test_data_set_that_was_given_counts_where_its_classes_are_those_of_the_run(place: Path) -> None:
+    """It may lie in another folder in this session; that of another run is refused."""
+    values = training.settings(place, epochs=1)
+    training.train(values)
+    found = evaluation.evaluate(config.load(training._no_file(), values))
+    moved = (place / "shapes-detect").rename(place / "moved") / "data.yaml"
+    given = config.load(training._no_file(), {**values, "data": str(moved)})
+    assert evaluation.evaluate(given) == found
+    with pytest.raises(
+        DataError, match=r"cannot be measured\. The data set '.*shapes-detect/data\.yaml' cannot be read"
+    ):
+        evaluation.evaluate(config.load(training._no_file(), values))
+    moved.write_text(moved.read_text().replace("circle", "ring"))
+    with pytest.raises(
+        DataError, match=r"The data set '.*moved/data\.yaml' has other classes than the run\. Give data="
+    ):
+        evaluation.evaluate(given)
+
+
+def test_data_set_without_the_split_of_the_run_is_one_sentence(place: Path) -> None:
+    """A run that was validated on test images is measured on no others."""
+    values = training.settings(place, epochs=1, split="test")
+    plain = Path(values["data"]).read_text()
+    add_test_images(Path(values["data"]))
+    training.train(values)
+    checked = config.load(training._no_file(), values)
+    evaluation.evaluate(checked)
+    assert "4 test images" in results.render(checked.run_folder)[1]
+    Path(values["data"]).write_text(plain)
+    with pytest.raises(DataError, match=r"^The best model cannot be measured: .*'test:' images not found"):
+        evaluation.evaluate(checked)
 
 
 def test_best_model_is_compared_with_the_best_before(place: Path) -> None:
@@ -74,6 +239,51 @@ def test_best_model_is_compared_with_the_best_before(place: Path) -> None:
     html, text = results.render(folder)
     assert "against 0.1250, the best before" in text
     assert "<th>change</th>" in html
+
+
+@pytest.mark.parametrize(
+    "other", [{"run_id": "another"}, {"settings": {"classes": [0]}}, {"data": "coco8.yaml"}, {"run_id": None}], ids=str
+)
+def test_number_that_was_measured_otherwise_is_not_compared_with(place: Path, other: dict[str, Any]) -> None:
+    """Another run's, with other settings, on other images, or by an earlier version of the kit, which wrote no more."""
+    checked = trained(place, epochs=3)
+    found = evaluation.evaluate(checked)
+    old = {**found, "epoch": found["epoch"] - 1, "measures": {"mAP50-95": 0.125}, **other}
+    if old.get("run_id") is None:
+        old = {name: value for name, value in old.items() if name not in ("run_id", "settings", "data")}
+    file = checked.run_folder / "results/results.json"
+    file.write_text(json.dumps(old))
+    assert evaluation.evaluate(checked)["before"] == found["before"]
+    file.write_text(json.dumps({**old, "epoch": found["epoch"], "before": {"epoch": 1, "map": 0.5, "classes": {}}}))
+    assert evaluation.evaluate(checked)["before"] == found["before"]
+
+
+def test_validation_with_other_settings_is_not_compared_with(place: Path) -> None:
+    """An epoch before a branch is none to compare with; one of the session that the best model is of is."""
+    values = training.settings(place, **LEARNS | {"val": True, "max_det": 1})
+    state = training.train(values)
+    rows = {row["epoch"]: row["metrics/mAP50-95(B)"] for row in state["history"]}
+    found = evaluation.evaluate(config.load(training._no_file(), values))
+    earlier = {epoch: value for epoch, value in rows.items() if epoch < found["epoch"]}
+    assert found["before"] == {
+        "epoch": max(earlier, key=earlier.__getitem__),
+        "map": max(earlier.values()),
+        "classes": {},
+    }
+
+    branch = {**values, "max_det": 300, "epochs": 41}
+    training.train(branch, resume=str(session.working() / "runs/train/checkpoints/latest.pt"))
+    found = evaluation.evaluate(config.load(training._no_file(), branch))
+    assert (found["epoch"], found["before"]) == (41, None)
+
+
+def test_measure_of_an_earlier_version_is_made_again(place: Path) -> None:
+    """It did not go by the run's settings, and says nothing of those that it went by."""
+    checked = trained(place, epochs=1)
+    old = {name: value for name, value in evaluation.evaluate(checked).items() if name != "settings"}
+    assert scores.current(checked.run_folder)
+    (checked.run_folder / "results/results.json").write_text(json.dumps(old))
+    assert not scores.current(checked.run_folder)
 
 
 def test_measuring_is_done_once_for_each_best_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

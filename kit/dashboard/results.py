@@ -27,19 +27,23 @@ def render(folder: Path) -> tuple[str, str]:
     facts = weigh(files.status(), files.rows(), {}, Around(now=0.0))
     parts = [
         f'<div class="kit-head"><b>Results of best.pt</b><span class="kit-mute">epoch {values["epoch"]}</span>'
-        f'<span class="kit-mute">{values["images"]} validation images</span></div>',
+        f'<span class="kit-mute">{values["images"]} {_images(values)}</span></div>',
         f'<div class="kit-tiles">{"".join(page.tile(*each) for each in _tiles(values))}</div>',
     ]
     picture = folder / scores.FOLDER / scores.PICTURE
     if picture.exists():
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(
-            f'<div class="kit-name">What it finds on validation images</div><img class="kit-picture" '
-            f'alt="predictions on validation images" src="data:image/jpeg;base64,{data}">'
+            f'<div class="kit-name">What it finds on {_images(values)}</div><img class="kit-picture" '
+            f'alt="predictions on {_images(values)}" src="data:image/jpeg;base64,{data}">'
         )
     parts.append(page.charts(facts) if facts.rows else "")
     parts.append(f'<div class="kit-charts"><div>{_matrix(values)}</div><div>{_table(values)}</div></div>')
     return page.wrap("".join(parts)), text(values)
+
+
+def _images(values: dict[str, Any]) -> str:
+    return {"train": "training", "test": "test"}.get(values["settings"].get("split"), "validation") + " images"
 
 
 def _tiles(values: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -118,7 +122,7 @@ def text(values: dict[str, Any]) -> str:
     Args:
         values: As `scores.read` returns them.
     """
-    lines = [f"Results of best.pt, epoch {values['epoch']}, {values['images']} validation images"]
+    lines = [f"Results of best.pt, epoch {values['epoch']}, {values['images']} {_images(values)}"]
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in _tiles(values)]
     for each in values["classes"]:
         lines.append("  ".join([each["name"], *(f"{k} {_write(v)}" for k, v in each.items() if k != "name")]))
