@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 TWIN ?= .venv-twin
+JOBS ?= 2
 MISSING = "$(shell grep ^ultralytics requirements.txt)" ultralytics-thop ultralytics-platform  # not on Kaggle's image
 PYTHONS := python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) /usr/bin/python3.12
 works = $(shell $(1) -c "import ensurepip, venv" 2>/dev/null && echo $(1))
@@ -19,10 +20,10 @@ train: $(VENV)/run
 	$(BIN)/python -m kit train $(ARGS)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not twin" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not browser and not twin" $(ARGS)
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu and not browser and not twin" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu and not browser and not twin" $(ARGS)
 
 test-browser: $(VENV)-kaggle/done
 	$(BIN)/python -m pytest -m browser $(ARGS)

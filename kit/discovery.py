@@ -169,11 +169,9 @@ def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
     known = bool(identity.get("structure")) and own["structure"] != identity["structure"]
     if known and own["ultralytics"] != identity["ultralytics"]:  # which may build another one of the same files
         known = own["files"] not in (None, identity["files"])
-    if known:
-        return f"its model {_short(own.get('model'))} has other layers than {_short(identity['model'])} of model=..."
-    if own.get("model") != identity["model"] and own["structure"] != identity.get("structure"):
+    if own.get("model") != identity["model"] and (known or own["structure"] != identity.get("structure")):
         return f"its model is {_short(own.get('model'))} and not {_short(identity['model'])}"
-    return ""
+    return f"its model {_short(own.get('model'))} has other layers than that of model=... has now" if known else ""
 
 
 def _short(value: Any) -> str:

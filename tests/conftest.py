@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,19 +14,22 @@ import pytest
 
 SESSION = ("KAGGLE_KERNEL_RUN_TYPE", "KIT_SESSION_START", "TPU_NAME", "TPU_ACCELERATOR_TYPE", "JPY_SESSION_NAME")
 
-SHOWN: list[str] = []
-
 
 @pytest.fixture
-def shown() -> list[str]:
-    """Lines to show when all tests are done, whether they passed or not."""
-    return SHOWN
+def shown(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines to show when all tests are done, whether they passed or not, and in whichever process they ran."""
+    lines: list[str] = []
+    yield lines
+    request.node.user_properties += [("shown", line) for line in lines]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what the tests have to show."""
-    for line in SHOWN:
-        terminalreporter.write_line(line)
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for report in sorted((each for each in reports if getattr(each, "when", "") == "teardown"), key=lambda r: r.nodeid):
+        for name, line in report.user_properties:
+            if name == "shown":
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def pretrained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pretrained files are, each made once for all tests, by the first that asks for it."""
-    return tmp_path_factory.mktemp("pretrained")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "pretrained"  # one for all workers
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
