@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def settings(place: Path) -> dict[str, Any]:
-    """About a minute of training, in many short epochs; the notebook lies in the working folder."""
-    values = training.settings(place, epochs=100, images=24, plots=True, close_mosaic=0)
+def settings(place: Path, pretrained: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """About a minute of training from a pretrained file, in short epochs; the notebook is in the working folder."""
+    values = pretrained(place, epochs=100, images=24, plots=True, close_mosaic=0)
     write(place, values)
     return values
 

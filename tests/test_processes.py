@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,28 @@ def test_run_goes_from_two_processes_to_one_and_back_without_losing_a_bit(place:
     assert differences(whole, latest(child)) == []
     assert rows(whole) == rows(latest(child))
     assert "Not exact" not in child.output()
+
+
+@pytest.mark.slow
+def test_fine_tuned_model_goes_from_two_processes_to_one_and_back(place: Path, big: Callable[[str], Path]) -> None:
+    """From a pretrained file of 80 classes, each session ended by a kill, with the bits of two processes' run."""
+    values = {**run_settings(place, **EVERY_BATCH), "model": str(big("tiny-detect-80"))}
+    whole = start(place, {**values, "kit.run": "runs/untouched"}, 2)
+    assert whole.wait() == 0, whole.output()
+    pid = 0
+    for processes, step in ((2, 2), (1, BATCHES + 1)):
+        child = start(place, values, processes)
+        seen = child.wait_for(
+            lambda s, pid=pid, step=step, child=child: s.get("pid", pid) != pid and child.step() >= step
+        )
+        pid = seen["pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert child.wait() == 1, child.output()
+    child = start(place, values, 2)
+    assert child.wait() == 0, child.output()
+    untouched = training.read(place / "working/runs/untouched/checkpoints/latest.pt")
+    assert differences(untouched, latest(child)) == []
+    assert rows(untouched) == rows(latest(child))
 
 
 def test_rank_that_is_killed_takes_the_others_with_it_and_the_next_start_goes_on(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pretrained
 import pytest
 import training
 from training import differences, rows, stop_at
@@ -109,15 +110,18 @@ IN_THE_CHECKPOINT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], State]:
+@pytest.fixture(scope="module", params=["yaml", "pretrained"])
+def halfway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pretrained_folder: Path
+) -> tuple[Path, dict[str, Any], State]:
     """A run that was stopped in epoch 2 with gradients in flight, and the end of one that was not."""
     place = tmp_path_factory.mktemp("halfway")
+    model = pretrained.make_tiny("detect", pretrained_folder) if request.param == "pretrained" else None
     with pytest.MonkeyPatch.context() as patch:
         for name in ("working", "input", "scratch"):
             (place / name).mkdir()
             patch.setenv(f"KIT_{name.upper()}", str(place / name))
-        values = training.settings(place, **BASE)
+        values = training.settings(place, start=model, **BASE)
         untouched = training.train({**values, "kit.run": "runs/untouched"})
         with pytest.raises(Stopped):
             training.train({**values, "kit.run": "runs/stopped"}, stop_at(3 + 2 + 1))
