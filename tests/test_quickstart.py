@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,5 +35,24 @@ def test_quick_start_learns_and_survives_a_kill(tmp_path: Path, monkeypatch: pyt
     assert "Resumed from epoch 2\n" in again.output()
     assert "Starting training from epoch 3/10" in again.output()
     second = training.read(tmp_path / "runs/train/checkpoints/latest.pt")
+    assert differences(first, second) == []
+    assert rows(first) == rows(second)
+
+
+def test_quick_start_from_a_pretrained_model_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: Callable[[str], Path]
+) -> None:
+    """As it is shipped, but for what it starts from and its length."""
+    monkeypatch.setenv("KIT_SCRATCH", str(tmp_path))
+    words = [f"model={shutil.copy(big('yolov8n'), tmp_path)}", "epochs=3"]
+    untouched = Child(tmp_path, [*words, "kit.run=runs/untouched"])
+    assert untouched.wait() == 0, untouched.output()
+    child = Child(tmp_path, words)
+    seen = child.wait_for(lambda news: news.get("completed", 0) >= 1)
+    os.kill(seen["pid"], signal.SIGKILL)
+    assert child.wait() == 1
+    again = Child(tmp_path, words)
+    assert again.wait() == 0, again.output()
+    first, second = (training.read(tmp_path / f"runs/{run}/checkpoints/latest.pt") for run in ("untouched", "train"))
     assert differences(first, second) == []
     assert rows(first) == rows(second)
