@@ -6,6 +6,7 @@ This guards upgrades of ultralytics too: a release that changes the arithmetic o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,29 @@ def test_loop_gives_the_bits_of_ultralytics_own(place: Path, task: str, changes:
     assert own == stock
     if "patience" in changes:
         assert mine["epoch"] < changes["epochs"] - 1, "early stopping must have come into it"
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "changes"),
+    [
+        ("detect", 80, {}),
+        ("detect", 80, {"cls_remap": False, "freeze": 2}),
+        ("detect", 80, {"single_cls": True}),
+        ("detect", 80, {"pretrained": False}),
+        ("detect", 3, {"optimizer": "MuSGD"}),
+        ("segment", 80, {}),
+        ("classify", 80, {}),
+    ],
+)
+def test_loop_gives_the_bits_of_ultralytics_own_from_a_pretrained_file(
+    place: Path, pretrained: Callable[..., dict[str, Any]], task: str, classes: int, changes: dict[str, Any]
+) -> None:
+    """With more classes than the data set and as many, whose names stand in another order."""
+    values = pretrained(place, task, nc=classes, **{**LONG, **changes})
+    mine, own = outcome(build(values, "own", stock=False))
+    theirs, stock = outcome(build(values, "stock", stock=True))
+    assert training.differences(mine, theirs, tuple(mine)) == []
+    assert own == stock
 
 
 LEANED_ON = {  # of BaseTrainer: what the kit overrides or calls, with its parameters
