@@ -79,7 +79,13 @@ class Summary:
     @property
     def position(self) -> str:
         """The position in words."""
-        return f"epoch {self.epoch}/{self.epochs}" + (f", batch {self.batch}/{self.batches}" if self.batch else "")
+        return position({"epoch": self.epoch, "epochs": self.epochs, "batch": self.batch, "batches": self.batches})
+
+
+def position(progress: dict[str, Any]) -> str:
+    """Say where a checkpoint stands, by its `progress` and `epoch`."""
+    batch = ", batch {batch}/{batches}" if progress["batch"] else ""
+    return ("epoch {epoch}/{epochs}" + batch).format(**progress)
 
 
 def summarize(state: dict[str, Any]) -> Summary:

@@ -189,5 +189,6 @@ def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
         yield from sorted(session.working().glob(pattern))
         if session.inputs().is_dir():
             yield from sorted(session.inputs().rglob(pattern))
-    if restored is not None and (restored / LATEST).exists():
-        yield restored / LATEST
+    for folder in (restored, session.rescue_folder(run_folder)):
+        if folder is not None and (folder / LATEST).exists():
+            yield folder / LATEST

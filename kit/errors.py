@@ -56,7 +56,16 @@ class MismatchError(InputError):
 
 
 class StorageError(InputError):
-    """A folder or a disk cannot take what has to be written."""
+    """A folder or a disk cannot take what has to be written.
+
+    Attributes:
+        full: There is no room for it.
+        published: It is in its place all the same, whole; only the disk did not confirm its name.
+    """
+
+    def __init__(self, message: str, *, full: bool = False, published: bool = False) -> None:
+        super().__init__(message)
+        self.full, self.published = full, published
 
 
 class BusyError(KitError):

@@ -7,6 +7,7 @@ for, so a test (or a user) sets the environment and asks again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import shutil
@@ -80,6 +81,11 @@ def _folder(variable: str, kaggle: str, elsewhere: Path) -> Path:
     if os.environ.get(variable):
         return Path(os.environ[variable]).expanduser().absolute()
     return Path(kaggle) if on_kaggle() else elsewhere
+
+
+def rescue_folder(run_folder: Path) -> Path:
+    """Return where the last checkpoint of a run goes that its own disk has no room for; it goes with the session."""
+    return scratch() / "rescued" / hashlib.sha256(str(run_folder).encode()).hexdigest()[:16]
 
 
 def free(folder: Path) -> int:

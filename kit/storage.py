@@ -26,7 +26,8 @@ from kit.direct import DirectFile
 from kit.errors import BusyError, CheckpointError, StorageError
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
-RESERVE = 64 << 20  # bytes that a write leaves free
+RESERVE = 64 << 20  # bytes that a write leaves free, but for one that nothing comes after
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Disk:
@@ -91,10 +92,12 @@ def publish(
         disk: The system calls.
 
     Raises:
-        StorageError: The disk refused; `path` is as it was, or whole and new when only the folder's fsync failed.
+        StorageError: The disk refused; `path` is as it was, or `published`: whole and new, and only the folder's fsync
+            failed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     second = temporary.with_name(temporary.name.replace(TEMPORARY, f".link{TEMPORARY}"))
+    published = False
     try:
         with disk.open(temporary, durable) as file:
             write(file)
@@ -110,10 +113,12 @@ def publish(
             else:
                 disk.replace(second, previous)  # where both are names of one file, this leaves both; see below
         disk.replace(temporary, path)
+        published = True
         if durable:
             disk.sync_folder(path.parent)
     except OSError as error:
-        raise StorageError(f"'{path}' could not be written: {reason(error)}.") from error
+        text = f"'{path}' could not be written: {reason(error)}."
+        raise StorageError(text, full=error.errno in FULL, published=published) from error
     finally:
         for leftover in (temporary, second):
             with contextlib.suppress(OSError):  # the next start sweeps it
@@ -171,17 +176,18 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def make_room(folder: Path, size: int, disk: Disk = DISK) -> None:
-    """Make sure that `size` bytes fit into `folder`.
+def make_room(folder: Path, size: int, disk: Disk = DISK, reserve: int = RESERVE) -> None:
+    """Make sure that `size` bytes fit into `folder`, and leave `reserve` bytes free.
 
     Raises:
         StorageError: They do not.
     """
-    free = disk.free(folder)
-    if free < size + RESERVE:
-        need = (size + RESERVE) / 1e6
+    free, need = disk.free(folder), size + reserve
+    if free < need:
         raise StorageError(
-            f"'{folder}' has {free / 1e6:.0f} MB free, and {need:.0f} MB are needed: delete files that you do not need."
+            f"'{folder}' has {free / 1e6:.0f} MB free, and {need / 1e6:.0f} MB are needed: delete files that you do "
+            "not need.",
+            full=True,
         )
 
 

@@ -46,8 +46,8 @@ class Stop:
         tie_to_parent(parent, ORPHANED)
 
     def on_stop(self, number: int, frame: FrameType | None) -> None:
-        """Ask for a stop."""
-        self.reason = "a stop was asked for"
+        """Ask for a stop; asked for again, one that waits for something gives up."""
+        self.reason = "a stop was asked for" + " again" * bool(self.reason)
 
     def on_orphaned(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""

@@ -4,12 +4,16 @@ The training thread is held for a copy into memory that is there already (`kit.s
 that copy to the disk. It waits for the disk only where it is told to: at the end, at a stop and for a new best model.
 There are two slots, so a snapshot can be taken while the one before is being written. Saves between epochs are
 skipped while the writer is busy; the others wait for a free slot.
+
+Where a save that may not fail finds no room, it takes it from what can be made again: the second names in `downloads`,
+which hold older checkpoints, and at last `previous.pt`. So the generation before is the reserve: no file is kept for
+that alone, and the last save of a run fits wherever there was room for two.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +26,7 @@ from kit.snapshot import Home, Place, Sections, Slot
 from kit.storage import DISK, Disk
 
 SLOTS = 2
+SPARE = ("downloads/*.pt", f"checkpoints/{PREVIOUS}")  # in the run folder: what gives way to a save, the first first
 RECENT = 8  # saves that the interval is measured from
 
 
@@ -41,6 +46,7 @@ class Writer:
         held_s: Seconds that training was held.
         cpu_s: Seconds of CPU time that the writing thread took, and of a GPU's for its copies.
         position: Of the newest checkpoint on the disk, as `progress` has it, or None.
+        best_map: Of the best.pt that was written, or None.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Writer:
         self.recent: list[tuple[float, float]] = []  # cost of a save, and the time until it was on the disk, in seconds
         self._problems = {LATEST: "", BEST: ""}
         self.position: dict[str, Any] | None = None
+        self.best_map: float | None = None
         self._slots = [(Slot(pinned), _done()) for _ in range(SLOTS)]  # the next one first
         self._pool = ThreadPoolExecutor(1, "writer")
         self._began = self._last = time.monotonic()
@@ -159,8 +166,9 @@ class Writer:
         copied = time.monotonic() - copying
         waited = []
         if best is not None:
-            waited.append(self._pool.submit(self._write, BEST, staged, delivered, lambda c: {**build(c), **best}))
-        job = self._pool.submit(self._write, LATEST, staged, delivered, build, began, copied)
+            whole = lambda copies: {**build(copies), **best}  # noqa: E731
+            waited.append(self._pool.submit(self._write, BEST, staged, delivered, whole, True))
+        job = self._pool.submit(self._write, LATEST, staged, delivered, build, wait, began, copied)
         self._slots = [*self._slots[1:], (slot, job)]
         self._last = began
         try:
@@ -168,6 +176,21 @@ class Writer:
                 each.result()
         finally:
             self.held_s += time.monotonic() - began
+
+    def rescue(self, path: Path, sections: Sections, build: Callable[[Sections], dict[str, Any]]) -> None:
+        """Publish a checkpoint anywhere else, when nothing is being written; training waits.
+
+        Args:
+            path: Of the file.
+            sections: The tensors, by section of the checkpoint.
+            build: Makes the checkpoint of their copies.
+
+        Raises:
+            StorageError: There is no room either.
+        """
+        state = build({name: [tensor.detach().cpu() for tensor in each] for name, each in sections.items()})
+        storage.make_room(storage.make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
+        storage.publish(path, lambda file: checkpoint.write(state, file))
 
     def aside(self, path: Path, state: dict[str, Any], size: int) -> None:
         """Publish a file that no resume needs, after what is being written; a full disk does without it.
@@ -202,6 +225,7 @@ class Writer:
         staged: Sections,
         delivered: Callable[[], float],
         build: Callable[[Sections], dict[str, Any]],
+        must: bool,
         began: float = 0.0,
         copied: float = 0.0,
     ) -> None:
@@ -209,12 +233,12 @@ class Writer:
         try:
             self.cpu_s += (held := delivered())
             state = build(staged)
-            size = sum(tensor.nbytes for section in staged.values() for tensor in section)
-            self._publish(name, state, size)
+            self._publish(name, state, sum(tensor.nbytes for section in staged.values() for tensor in section), must)
             self._problems[name] = ""
         except StorageError as error:
             self._problems[name] = str(error)
-            raise
+            if not error.published:
+                raise
         finally:
             cpu = time.thread_time() - cpu
             self.cpu_s += cpu
@@ -222,15 +246,33 @@ class Writer:
             self.saves += 1
             self.recent = [*self.recent, (copied + held + cpu, time.monotonic() - began)][-RECENT:]
             self.position = {"epoch": state["epoch"], **state["progress"]}
+        else:
+            self.best_map = state["best_map"]
 
-    def _publish(self, name: str, state: dict[str, Any], size: int) -> None:
+    def _publish(self, name: str, state: dict[str, Any], size: int, must: bool) -> None:
+        """Publish a checkpoint, and take the room for one that must be from what can be made again."""
         if not self.folder.is_dir():
             storage.make_folder(self.folder)  # deleted while training
-        storage.make_room(self.folder, size + size // 4, self.disk)  # best.pt also holds the model in half precision
         previous = self.folder / PREVIOUS if name == LATEST else None
-        storage.publish(
-            self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
-        )
+        spare, reserve = (self._spare(), 0) if must else (iter(()), storage.RESERVE + size // 4)
+        while True:
+            try:
+                storage.make_room(self.folder, size, self.disk, reserve)
+                storage.publish(
+                    self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
+                )
+            except StorageError as error:
+                gone = next(spare, None) if error.full else None
+                if gone is None:
+                    raise
+                gone.unlink(missing_ok=True)
+            else:
+                return
+
+    def _spare(self) -> Iterator[Path]:
+        """Yield what gives way to a save; `previous.pt` only where it is not the only checkpoint."""
+        for pattern in SPARE if (self.folder / LATEST).exists() else SPARE[:1]:
+            yield from sorted(self.folder.parent.glob(pattern))
 
 
 def _done() -> Future[None]:

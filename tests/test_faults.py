@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import random
 import re
@@ -46,6 +47,22 @@ def small(place: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training does not wait for room."""
+    monkeypatch.setattr("kit.trainer.saving.WAIT_S", 0.0)
+
+
+def crammed(small: Path) -> Callable[[], None]:
+    """Return what fills a disk up for good: there is nothing left in the run folder that could give way."""
+
+    def cram() -> None:
+        (small / "runs/full/checkpoints/previous.pt").unlink(missing_ok=True)
+        fill(small)
+
+    return cram
 
 
 def fill(folder: Path, left: int = 0) -> None:
@@ -125,38 +142,110 @@ def test_full_disk_is_said_once_and_training_goes_on(
 
 
 @pytest.mark.parametrize("left", [0, LOW])
-def test_stop_on_a_full_disk_leaves_the_older_checkpoint(
-    small: Path, capsys: pytest.CaptureFixture[str], left: int
+@pytest.mark.parametrize("end", [False, True])
+def test_last_save_takes_the_room_of_what_can_be_made_again(small: Path, left: int, end: bool) -> None:
+    """A stop, and the end of a run, on a disk that is full: the older generation and second names give way."""
+    values = training.settings(small.parent, nbs=4, **EVERY_STEP)
+    untouched = training.train(run(values, "untouched"))
+    folder, second = small / "runs/full/checkpoints", small / "runs/full/downloads/latest-e001-12345678.pt"
+    at = 2 * ASKED + 3 if end else ASKED + 3
+
+    def prepare() -> None:
+        second.parent.mkdir()
+        os.link(folder / "latest.pt", second)
+        fill(small, left)
+
+    with contextlib.nullcontext() if end else pytest.raises(Stopped):
+        training.train(run(values, "full"), acting({at - 1: prepare}, (lambda: "") if end else stop_at(at)))
+    assert step(folder / "latest.pt") == (9 if end else 6)
+    assert second.exists() is (left > 0), "no more than is needed gives way"
+    empty(small)
+    assert_same(untouched, training.train(run(values, "full")))
+
+
+def test_only_good_checkpoint_never_gives_way(small: Path, impatient: None) -> None:
+    """A run that goes on from previous.pt, with latest.pt set aside: it stays until there is another one."""
+    values = training.settings(small.parent, **EVERY_STEP)
+    with pytest.raises(Stopped):
+        training.train(run(values, "full"), stop_at(ASKED + 3))
+    folder = small / "runs/full/checkpoints"
+    flip_a_bit(folder / "latest.pt")
+    with pytest.raises((Stopped, StorageError)):
+        training.train(run(values, "full"), acting({1: lambda: fill(small)}, stop_at(2)))
+    assert step(folder / "previous.pt") in (4, 5)
+
+
+def test_stop_on_a_crammed_disk_saves_into_scratch(
+    small: Path, capsys: pytest.CaptureFixture[str], impatient: None
 ) -> None:
-    """The stop is obeyed, with a warning; the run goes on where there is room again, and ends with the same bits."""
+    """What was trained is not lost: the warning names the file, and the next start goes on from there."""
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     latest = small / "runs/full/checkpoints/latest.pt"
     capsys.readouterr()
     with pytest.raises(Stopped) as caught:
-        training.train(run(values, "full"), acting({ASKED + 2: lambda: fill(small, left)}, stop_at(ASKED + 3)))
+        training.train(run(values, "full"), acting({ASKED + 2: crammed(small)}, stop_at(ASKED + 3)))
     assert caught.value.exit_code == 75
-    assert len(warnings(capsys.readouterr().out)) == 1
+    said = capsys.readouterr().out
+    (rescued,) = (small.parent / "scratch").glob("*/rescued/*/latest.pt")
+    assert f"The checkpoint is in '{rescued}', which goes with the session" in said
+    assert re.search(r"Stopped in epoch 2/3, batch 3/3, and saved until epoch 1/3, batch [12]/3 \(", said)
     assert 3 <= step(latest) <= 5
-    with pytest.raises(StorageError, match="delete files that you do not need"):
-        training.train(run(values, "full"))
-    assert 3 <= step(latest) <= 5
+    assert step(rescued) == 6
     empty(small)
-    assert_same(untouched, training.train(run(values, "full")))
+    again = training.train(run(values, "full"))
+    assert f"Resuming from checkpoint: {rescued}\n" in capsys.readouterr().out
+    assert_same(untouched, again)
 
 
-@pytest.mark.parametrize("left", [0, LOW])
-def test_disk_that_is_full_at_the_end_is_an_error(small: Path, left: int) -> None:
+def test_disk_that_is_crammed_at_the_end_is_an_error(small: Path, impatient: None) -> None:
     """A run whose last checkpoint is not on the disk has not ended; with room, running again ends it."""
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
-    with pytest.raises(StorageError, match="delete files that you do not need") as caught:
-        training.train(run(values, "full"), acting({2 * ASKED + 3: lambda: fill(small, left)}))
+    with pytest.raises(StorageError, match=r"The checkpoint is in .*make room and run again") as caught:
+        training.train(run(values, "full"), acting({2 * ASKED + 3: crammed(small)}))
     assert caught.value.exit_code == 2
     assert 3 <= step(small / "runs/full/checkpoints/latest.pt") < 9
     assert status.read(small / "runs/full").get("state") != "finished"
     empty(small)
     assert_same(untouched, training.train(run(values, "full")))
+
+
+def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody deletes something meanwhile: the run ends as if nothing had been."""
+    values = training.settings(small.parent, **EVERY_STEP)
+    untouched = training.train(run(values, "untouched"))
+    monkeypatch.setattr("kit.trainer.saving.time.sleep", lambda seconds: empty(small))
+    again = training.train(run(values, "full"), acting({2 * ASKED + 3: crammed(small)}))
+    assert "Waiting for room; a stop gives up." in capsys.readouterr().out
+    assert_same(untouched, again)
+
+
+def test_second_stop_gives_up_waiting_for_room(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses the button again wants to leave."""
+    values, asked = training.settings(small.parent, **EVERY_STEP), ["once"]
+    monkeypatch.setattr("kit.trainer.saving.WAIT_S", math.inf)
+    monkeypatch.setattr("kit.trainer.saving.time.sleep", lambda seconds: asked.append("twice"))
+    stop = stop_at(ASKED + 3)
+    with pytest.raises(Stopped, match="once"):
+        training.train(run(values, "full"), acting({ASKED + 2: crammed(small)}, lambda: stop() and asked[-1]))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_disk_that_is_full_in_the_first_epoch_is_no_traceback(
+    small: Path, capsys: pytest.CaptureFixture[str], impatient: None, epochs: int
+) -> None:
+    """There is no first best.pt; with room again the next validation writes one."""
+    values = training.settings(small.parent, epochs=epochs)
+    untouched = training.train(run(values, "untouched"))
+    room = {ASKED + 2: lambda: empty(small)}
+    with pytest.raises(StorageError) if epochs == 1 else contextlib.nullcontext():
+        training.train(run(values, "full"), acting({2: lambda: fill(small)} | room))
+    assert len(warnings(capsys.readouterr().out)) == 1
+    if epochs == 1:
+        empty(small)
+    assert_same(untouched, training.train(run(values, "full")))
+    assert step(small / "runs/full/checkpoints/best.pt") == 3 * epochs
 
 
 def test_kill_while_the_disk_is_full_costs_no_more_than_the_older_checkpoint(small: Path) -> None:

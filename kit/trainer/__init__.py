@@ -21,7 +21,17 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module, data, datacheck, discovery, probe, session, status as status_module, storage
+from kit import (
+    checkpoint,
+    config as config_module,
+    data,
+    datacheck,
+    discovery,
+    probe,
+    session,
+    status as status_module,
+    storage,
+)
 from kit.config import Config
 from kit.data import DataSet
 from kit.errors import ConfigError, DataError, InputError, Stopped, StorageError
@@ -197,6 +207,9 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         status.update(now=True, state="stopped")
         epoch = min(trainer.epoch + 1, trainer.epochs)
         place = f"epoch {epoch}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
+        saved = run.writer.position
+        if saved and saved["global_step"] < trainer.global_step and run.ranks.leads:
+            place += f", and saved until {checkpoint.position(saved)}"
         status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
         raise
     except BaseException as error:

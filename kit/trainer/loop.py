@@ -81,6 +81,7 @@ class Resumable(Recovery, Saving):
         if resumed is not None:
             state.restore(self, resumed, changed=bool(differences(from_dict(resumed["config"]), self.run.config)))
             self._find_place(resumed)
+            self.run.writer.position = {"epoch": resumed["epoch"], **resumed["progress"]}
             self.run.begin_session(resumed["progress"], self.epoch + self.batch / len(self.train_loader))
             elapsed = resumed["progress"]["elapsed_s"]
             self._write_results()

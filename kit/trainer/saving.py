@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import TASK2METRIC
 
-from kit import datacheck, storage
-from kit.checkpoint import LAST, SLIM, plain
+from kit import checkpoint, datacheck, session, storage
+from kit.checkpoint import LAST, LATEST, SLIM, plain
 from kit.errors import Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
 from kit.trainer.capture import Snapshot, as_slim, as_ultralytics
 from kit.trainer.run import Run
 from kit.trainer.setup import Setup
+
+WAIT_S, POLL_S = 60.0, 1.0  # for room, where the last save of a run or of a session finds none
 
 
 class Saving(Setup):
@@ -115,13 +118,48 @@ class Saving(Setup):
         if self.save_period > 0 and self.epoch % self.save_period == 0:  # before latest.pt: a resume would not make it
             self._write_model(self.wdir / f"epoch{self.epoch}.pt", self.epoch + 1)
         try:
-            self._save(self.epoch + 1, 0, best=best, wait=self.stop)
+            (self._save_surely if self.stop else self._save)(self.epoch + 1, 0, best=best)
         except StorageError:
-            self.best_map = best_before  # what is on the disk: a later model that is better than it will be kept
+            if best and self.run.writer.best_map != self.best_map:
+                self.best_map = best_before  # what is on the disk: a later model that is better than it will be kept
             if self.stop:
                 raise
         if self.stop:
             self._write_model(self.run.folder / LAST, self.epoch + 1)
+
+    def _save_surely(self, epoch: int, batch: int, *, best: bool = False) -> None:
+        """Save where nothing comes after: with no room into scratch, and then wait for room as long as that may help.
+
+        On Kaggle scratch goes with the session, so where somebody may come and make room that is until its limit.
+
+        Raises:
+            StorageError: There was no room in the end; the message says where the checkpoint is, if it is anywhere.
+        """
+        try:
+            self._save(epoch, batch, best=best, wait=True)
+        except StorageError as error:
+            if not error.full:
+                raise
+            where = self._rescue(epoch, batch)
+            stop, wait_s = self.run.stop(), math.inf if session.run_type() == "interactive" else WAIT_S
+            self.run.status.say(f"WARNING: {error} {where} Waiting for room; a stop gives up.")
+            give_up = time.monotonic() + wait_s
+            while time.monotonic() < give_up and self.run.stop() == stop and not self._limit_is_near():
+                time.sleep(POLL_S)
+                with suppress(StorageError):
+                    self._save(epoch, batch, best=best, wait=True)
+                    self.run.status.say("Saving works again.")
+                    return
+            raise StorageError(f"{error} {where}", full=True) from error
+
+    def _rescue(self, epoch: int, batch: int) -> str:
+        """Write the checkpoint into scratch, and say where it is."""
+        path = session.rescue_folder(self.run.folder) / LATEST
+        try:
+            self.run.writer.rescue(path, *self.snapshot(epoch, batch))
+        except StorageError:
+            return "Nor is there room in scratch: what was trained since the last checkpoint is lost without it."
+        return f"The checkpoint is in '{path}', which goes with the session: make room and run again before."
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()
@@ -189,18 +227,22 @@ class Saving(Setup):
         if reason := self._reason():
             try:
                 if not self.stop:
-                    self._save(self.epoch, self.batch, wait=True)
-            except StorageError:
-                if not self.last.exists():
+                    self._save_surely(self.epoch, self.batch)
+            except StorageError as error:
+                if not (self.last.exists() and self.run.writer.position):
                     raise
+                at = checkpoint.position(self.run.writer.position)
+                self.run.status.say(f"WARNING: {error} In the run folder is {at}.")
             self._tell_saves()
             self.run.status.update(**self._place())
             raise Stopped(reason)
 
     def _reason(self) -> str:
         """Return why to stop now, or an empty text."""
-        near = self.run.limit.near(self.run.writer.latency_s) and self.advanced
-        return self.run.stop() or ("the session's limit is near" if near else "")
+        return self.run.stop() or ("the session's limit is near" if self._limit_is_near() and self.advanced else "")
+
+    def _limit_is_near(self) -> bool:
+        return self.run.limit.near(self.run.writer.latency_s)
 
     def _report(self) -> None:
         self._tell_saves()
@@ -223,6 +265,7 @@ class Saving(Setup):
     def _report_epoch(self) -> None:
         current, word = self._current_map(), "fitness" if self.args.task == "classify" else "mAP50-95"
         losses = "  ".join(f"{name} {float(value):.4f}" for name, value in self.tloss.items())
-        found = f"  {word} {current:.4f}  best {self.best_map:.4f}" if current is not None else ""
+        found = "" if current is None else f"  {word} {current:.4f}"
+        found += "" if self.best_map is None else f"  best {self.best_map:.4f}"  # no room for a first best.pt
         tell(f"epoch {self.epoch + 1}/{self.epochs}  {losses}{found}  {self.epoch_time:.1f} s")
         self.run.status.update(now=True, state="training", map=current, completed=self.epoch + 1, **self._place())
