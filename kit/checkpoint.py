@@ -57,6 +57,7 @@ class Summary:
         batch: Batches done of the epoch that comes next.
         batches: Batches per epoch.
         global_step: Batches done since the run began.
+        branch: How often the run was sent on from a given file; a later branch wins, whatever its steps.
         best_map: Best validation mAP50-95 so far, or None before the first validation.
         run_id: Same for every checkpoint of a run.
         saved: When it was written, in Unix seconds.
@@ -70,6 +71,12 @@ class Summary:
     best_map: float | None
     run_id: str
     saved: float
+    branch: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What decides which of two checkpoints of a run is further."""
+        return self.branch, self.global_step
 
     @property
     def best(self) -> tuple[str, float | None]:
@@ -100,6 +107,7 @@ def summarize(state: dict[str, Any]) -> Summary:
         best_map=state["best_map"],
         run_id=state["run_id"],
         saved=progress["saved"],
+        branch=int(progress.get("branch", 0)),
     )
 
 

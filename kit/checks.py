@@ -192,5 +192,5 @@ def checkpoints(facts: dict[str, Any]) -> Verdict:
     return OK, text, ""
 
 
-def _instant(found: dict[str, Any]) -> tuple[str, int]:
-    return found["summary"]["run_id"], found["summary"]["global_step"]
+def _instant(found: dict[str, Any]) -> tuple[str, int, int]:
+    return found["summary"]["run_id"], found["summary"]["branch"], found["summary"]["global_step"]

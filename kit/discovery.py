@@ -1,7 +1,7 @@
 """Find the checkpoint to go on from, by content and never by modification time.
 
-A candidate counts when it is verified and belongs to the same run; among those the one with the most steps wins. Each
-gets a verdict that says why it was taken or not.
+A candidate counts when it is verified and belongs to the same run; among those the one of the latest branch wins, and
+of that the one with the most steps. Each gets a verdict that says why it was taken or not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kit.config import Config, differences, from_dict
 from kit.errors import CheckpointError, MismatchError
 
 LESS = "not as far as the one that is taken"
+ABANDONED = "abandoned"  # the suffix of a line that a branch was made from, until the branch has got further
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
     """
     opened = [look(path, verify=False) for path in _places(run_folder, restored)]
     candidates = [look(found.path) if found.problem else found for found in opened]  # which says what is damaged
-    return sorted(
-        candidates, key=lambda found: -1 if found.summary is None else found.summary.global_step, reverse=True
-    )
+    return sorted(candidates, key=lambda found: (-1, 0) if found.summary is None else found.summary.order, reverse=True)
 
 
 def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: bool = True) -> Candidate:
@@ -181,9 +180,8 @@ def _short(value: Any) -> str:
 
 def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
     """Yield the run's own checkpoints, then what was uploaded: its name may have got a number from the browser."""
-    for name in (LATEST, PREVIOUS):
-        if (run_folder / "checkpoints" / name).exists():
-            yield run_folder / "checkpoints" / name
+    for pattern in (LATEST, PREVIOUS, f"{LATEST}.{ABANDONED}*"):
+        yield from sorted((run_folder / "checkpoints").glob(pattern))
     for name in (LATEST, PREVIOUS):
         pattern = name.replace(".", "*.")
         yield from sorted(session.working().glob(pattern))

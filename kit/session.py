@@ -63,8 +63,7 @@ def scratch() -> Path:
     Raises:
         StorageError: The folder cannot be made, or belongs to somebody else, who could plant files in it.
     """
-    base = _folder("KIT_SCRATCH", "/kaggle/temp", Path(tempfile.gettempdir()))
-    folder = base / f"kit-{os.getuid()}"
+    folder = _scratch()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.lstat()
@@ -77,6 +76,10 @@ def scratch() -> Path:
     return folder
 
 
+def _scratch() -> Path:
+    return _folder("KIT_SCRATCH", "/kaggle/temp", Path(tempfile.gettempdir())) / f"kit-{os.getuid()}"
+
+
 def _folder(variable: str, kaggle: str, elsewhere: Path) -> Path:
     if os.environ.get(variable):
         return Path(os.environ[variable]).expanduser().absolute()
@@ -85,7 +88,8 @@ def _folder(variable: str, kaggle: str, elsewhere: Path) -> Path:
 
 def rescue_folder(run_folder: Path) -> Path:
     """Return where the last checkpoint of a run goes that its own disk has no room for; it goes with the session."""
-    return scratch() / "rescued" / hashlib.sha256(str(run_folder).encode()).hexdigest()[:16]
+    place = scratch() if _scratch().exists() else _scratch()  # who only looks makes nothing
+    return place / "rescued" / hashlib.sha256(str(run_folder).encode()).hexdigest()[:16]
 
 
 def free(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,60 @@ def test_other_batch_size_goes_on_at_the_same_sample(
     assert f"Starting training from epoch 2/2 ({place_in_epoch})" in capsys.readouterr().out
     assert state["epoch"] == 2
     assert state["loop"]["last_opt_step"] > 2 * state["progress"]["batches"] - 1 - 8 // batch - 1
+
+
+# --- branches
+
+
+@pytest.mark.parametrize("again", ["auto", "killed"])
+def test_branch_from_the_best_model_is_gone_on_with(
+    place: Path, capsys: pytest.CaptureFixture[str], again: str
+) -> None:
+    """The kit's own advice after a bad loss: fewer steps than the line before, and still the one that counts."""
+    values = training.settings(place, epochs=4)
+    saves = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
+    with pytest.raises(Stopped):
+        training.train({**values, **saves}, stop_at(2 * ASKED + 3))
+    folder = place / "working/runs/train/checkpoints"
+    steps = training.read(folder / "latest.pt")["progress"]["global_step"]
+    branch = {**values, **saves, "lr0": 0.001}
+    end, stop = (Killed, kill_at(2)) if again == "killed" else (Stopped, stop_at(1))
+    with pytest.raises(end):
+        training.train(branch, stop, resume=str(folder / "best.pt"))
+    assert training.read(folder / "latest.pt")["progress"]["global_step"] < steps
+    assert training.read(folder / "latest.pt.abandoned")["progress"]["global_step"] == steps
+    capsys.readouterr()
+    state = training.train(branch)
+    said = capsys.readouterr().out
+    assert f"Resuming from checkpoint: {folder / 'latest.pt'}" in said
+    assert "Not exact" not in said
+    assert (state["epoch"], state["progress"]["branch"]) == (4, 1)
+    assert state["optimizer_state_dict"]["param_groups"][0]["initial_lr"] == 0.001
+    assert not (folder / "latest.pt.abandoned").exists(), "the branch has got further"
+
+
+def test_branch_wins_over_an_attached_line_that_got_further(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output of the session before is still attached."""
+    values = training.settings(place, epochs=4)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(2 * ASKED + 3))
+    shutil.copytree(place / "working/runs/train", place / "input/output")
+    branch = {**values, "lr0": 0.001}
+    with pytest.raises(Stopped):
+        training.train(branch, stop_at(2), resume=str(place / "working/runs/train/checkpoints/best.pt"))
+    capsys.readouterr()
+    assert training.train(branch)["epoch"] == 4
+    found = capsys.readouterr().out
+    assert "Resuming from checkpoint: " + str(place / "working") in found
+
+
+def test_given_file_that_would_be_taken_anyway_is_no_branch(place: Path) -> None:
+    """The guide's manual resume command, session after session."""
+    values = training.settings(place)
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    latest = place / "working/runs/train/checkpoints/latest.pt"
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(ASKED + 2))
+    end = training.train(values, resume=str(latest))
+    assert end["progress"]["branch"] == 0
+    assert differences(untouched, end) == []

@@ -115,8 +115,11 @@ def _device(config: Config, world: World) -> tuple[str, bool]:
     return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
 
 
+FAR = 1 << 40  # more steps than any run has: a later branch is further
+
+
 def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
-    """Return the steps of the checkpoint that this machine would go on from, or -1."""
+    """Return how far the checkpoint is that this machine would go on from, or -1."""
     try:
         if resume == "auto":
             found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
@@ -126,7 +129,8 @@ def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
             )
     except InputError:
         return -1  # if none can go on from one, the process that leads says why
-    return max((each.summary.global_step for each in found if each.summary), default=-1)
+    orders = [each.summary.order for each in found if each.summary]
+    return max((branch * FAR + step for branch, step in orders), default=-1)
 
 
 def _open(

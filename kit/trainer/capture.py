@@ -153,6 +153,7 @@ class Snapshot:
             "elapsed_s": time.monotonic() - trainer.train_time_start,
             "saved": time.time(),
             "sessions": list(trainer.run.sessions),
+            "branch": trainer.run.branch,
         }
 
     def _loop(self) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class Resumable(Recovery, Saving):
         self.run.writer.make(self.snapshot.settle())
         self._seek()
         self._announce()
+        if self.run.branched:
+            self._save(self.epoch, self.batch)  # a kill does not undo the decision
         self.run.resumed = None
         self.run.writer.start()
 

@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import guess_model_task
 from kit import checkpoint, data, description, discovery, peek, session, storage
 from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.config import Config
-from kit.discovery import LESS, Candidate, Verdict
+from kit.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.status import Status, duration
 from kit.trainer import models, stock
@@ -117,6 +117,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
             f"The file of {' and '.join(other)}= is not the one that this run began with, and is not used: to start "
             "from it, --resume never"
         )
+    if resume != "auto":
+        _branch(found, bool(changed), config, status)
     if found.path.parent != folder:
         arriving = folder / f".{LATEST}{storage.TEMPORARY}"
         storage.make_room(folder, found.path.stat().st_size)
@@ -127,6 +129,32 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
         arriving.replace(folder / LATEST)
     _see_to_best(folder / BEST, found, status)
     return state
+
+
+def _branch(found: Candidate, changed: bool, config: Config, status: Status) -> None:
+    """Note that the run was sent on from this checkpoint, where another one would be taken, or with other settings.
+
+    That is a decision: it is part of each checkpoint from here on, and counts more than steps. Where the run stood is
+    kept under a name of its own until the branch has got further.
+    """
+    assert found.summary is not None
+    assert found.state is not None
+    folder = config.run_folder / "checkpoints"
+    scanned = [each for each in discovery.scan(config.run_folder, config.restored_folder) if each.summary]
+    rivals = [each for each in scanned if each.path.parent == folder or _same_run(each, found)]
+    furthest = max((each.summary.order for each in rivals if each.summary), default=found.summary.order)
+    if not changed and furthest <= found.summary.order:
+        return
+    found.state["progress"] |= {"branch": furthest[0] + 1, "branched": True}
+    latest = folder / LATEST
+    if latest.exists() and found.path.parent == folder and found.path != latest:
+        kept = folder / f"{LATEST}.{ABANDONED}"
+        storage.link(latest, kept)
+        status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
+
+
+def _same_run(one: Candidate, other: Candidate) -> bool:
+    return bool(one.summary and other.summary and one.summary.run_id == other.summary.run_id)
 
 
 def _see_to_best(best: Path, found: Candidate, status: Status) -> None:

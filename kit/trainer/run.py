@@ -60,6 +60,7 @@ class Run:
         run_id: Same for every session of the run.
         files: A hash of each file that the run's model began with.
         data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.datacheck` has it.
+        branch: How often it was sent on from a given file; `branched` says that this session was.
         sessions: Where the sessions after the first began, in epochs.
         ranks: The processes that train together.
         writer: Where checkpoints go; nowhere, where another process leads.
@@ -76,6 +77,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []
+        progress = self.resumed["progress"] if self.resumed else {}
+        self.branch, self.branched = progress.get("branch", 0), progress.get("branched", False)
         self.data: dict[str, Any] = {}
         began = self.resumed["architecture"] if self.resumed else self.identity
         self.files: dict[str, str] = began.get("files", {})

@@ -10,8 +10,9 @@ from typing import Any
 
 from ultralytics.cfg import TASK2METRIC
 
-from kit import checkpoint, datacheck, session, storage
+from kit import checkpoint, datacheck, discovery, session, storage
 from kit.checkpoint import LAST, LATEST, SLIM, plain
+from kit.discovery import ABANDONED
 from kit.errors import Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
@@ -29,6 +30,7 @@ class Saving(Setup):
     best_map: float | None
     history: list[dict[str, float]]
     advanced: bool
+    global_step: int
     loss: Any
     snapshot: Snapshot
     _warned = _thinned = False
@@ -126,6 +128,10 @@ class Saving(Setup):
                 raise
         if self.stop:
             self._write_model(self.run.folder / LAST, self.epoch + 1)
+        for kept in self.wdir.glob(f"{LATEST}.{ABANDONED}") if self.run.branch else ():
+            line = discovery.look(kept, verify=False).summary
+            if line and line.global_step < self.global_step:
+                kept.unlink(missing_ok=True)
 
     def _save_surely(self, epoch: int, batch: int, *, best: bool = False) -> None:
         """Save where nothing comes after: with no room into scratch, and then wait for room as long as that may help.
