@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import training
+from test_parity import build
 from training import Killed, differences, kill_at, rows, stop_at
 
 from kit import checkpoint, session, status, storage
@@ -368,3 +369,38 @@ def test_given_checkpoint_that_does_not_fit_moves_nothing(place: Path, monkeypat
     with pytest.raises(StorageError):
         training.train(run(values, "b"), resume=str(place / "working/runs/a/checkpoints/latest.pt"))
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("task", ["detect", "classify"])
+def test_class_names_that_cannot_be_drawn_do_not_end_a_run(
+    place: Path, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    """Mathematics to matplotlib, and no mathematics at all: what draws is left out, and the run finishes."""
+    values = training.settings(place, task, epochs=2)
+    if task == "detect":
+        description = Path(values["data"])
+        description.write_text(description.read_text().replace("circle", "$1_$5").replace("square", "$\\foo{"))
+    else:
+        for split in ("train", "val"):
+            (Path(values["data"]) / split / "class0").rename(Path(values["data"]) / split / "$1_$5")
+    quiet = training.train({**values, "kit.run": "runs/quiet"})
+    drawn = training.train({**values, "plots": True, "kit.run": "runs/drawn"})
+    assert differences(quiet, drawn) == []
+    assert rows(quiet) == rows(drawn)
+    said = [line for line in capsys.readouterr().out.splitlines() if "A picture or a report failed" in line]
+    assert len(said) == len(set(said))
+    assert said or task == "classify"
+
+
+def test_callback_that_fails_is_said_once_and_ends_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A logger's, say; a stop passes."""
+    trainer = build({**training.settings(place), "epochs": 2}, "callbacks", stock=False)
+
+    def fail(_: Any) -> None:
+        raise ValueError("the logger is not there")
+
+    for event in ("on_train_start", "on_train_batch_end", "on_fit_epoch_end", "on_model_save", "on_train_end"):
+        trainer.add_callback(event, fail)
+    trainer.train()
+    assert capsys.readouterr().out.count("the logger is not there") == 1
+    assert trainer.history[-1]["epoch"] == 2

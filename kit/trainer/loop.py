@@ -38,6 +38,7 @@ class Resumable(Recovery, Saving):
         self.advanced = False  # in this session
         self.best_map: float | None = None
         self.history: list[dict[str, float]] = []
+        self._failures = set()
         self.loss_items: Any = None
         super().__init__(overrides=overrides, _callbacks=callbacks)
         if "workers" in overrides:
@@ -202,7 +203,7 @@ class Resumable(Recovery, Saving):
         if self.args.val or final or self.stopper.possible_stop or self.stop:
             self._clear_memory(None if self.device.type == "mps" else 0.5)
             self.run.status.update(now=True, state="validating")
-            self.metrics, self.fitness = self.validate()
+            self.metrics, self.fitness = self._validated(self.validate)
             self.advanced = True
         self._update_criterion()  # after validation, so that one that was abandoned can be repeated
         if self._handle_nan_recovery(self.epoch):
@@ -230,7 +231,7 @@ class Resumable(Recovery, Saving):
             return
         LOGGER.info(f"\nValidating {self.best}...")
         self.validator.args.plots, self.validator.args.compile = self.args.plots, False
-        self.metrics = self.validator(model=self.best)
+        self.metrics = self._validated(lambda: self.validator(model=self.best))
         self.metrics.pop("fitness", None)
         self.epoch += 1  # loggers put these metrics one epoch further
         self.run_callbacks("on_fit_epoch_end")

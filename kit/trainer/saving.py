@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from ultralytics.cfg import TASK2METRIC
 from kit import checkpoint, datacheck, discovery, session, storage
 from kit.checkpoint import LAST, LATEST, SLIM, plain
 from kit.discovery import ABANDONED
-from kit.errors import Stopped, StorageError
+from kit.errors import KitError, Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
 from kit.trainer.capture import Snapshot, as_slim, as_ultralytics
@@ -36,6 +38,7 @@ class Saving(Setup):
     _warned = _thinned = False
     _unwritten = ""
     _told: dict[str, Any] | None = None
+    _failures: set[str]
 
     def _make_room(self) -> None:
         """Say at the start, and not in hour nine, that the disk has no room for the checkpoints.
@@ -184,6 +187,53 @@ class Saving(Setup):
         entries = entries or self._as_ultralytics()
         size = sum(2 * parameter.numel() for parameter in entries["model"].parameters())
         self.run.writer.aside(path, as_slim(entries, epoch, self._current_map()), size)
+
+    def _drawn(self, work: Callable[[], Any], again: Callable[[], Any] = lambda: None) -> Any:
+        """Return what drawing or reporting does; where that fails it is said once, and nothing ends.
+
+        Args:
+            work: What is done.
+            again: What is done in its place.
+
+        Raises:
+            KitError: What the kit itself has raised there, a stop for one.
+        """
+        try:
+            return work()
+        except KitError:
+            raise
+        except Exception as error:  # matplotlib, pandas, a logger: each has its own
+            text = f"WARNING: A picture or a report failed and is left out: {' '.join(repr(error).split())[:200]}"
+            if text not in self._failures:
+                self._failures.add(text)
+                self.run.status.say(text)
+            return again()
+
+    def run_callbacks(self, event: str) -> None:
+        """Run the callbacks of an event, loggers and the user's own; one that fails ends nothing."""
+        for callback in self.callbacks.get(event, ()):
+            self._drawn(partial(callback, self))
+
+    def plot_training_labels(self) -> None:
+        """Draw the labels."""
+        self._drawn(super().plot_training_labels)
+
+    def plot_training_samples(self, batch: Any, step: int) -> None:
+        """Draw a batch."""
+        self._drawn(partial(super().plot_training_samples, batch, step))
+
+    def plot_metrics(self) -> None:
+        """Draw the results."""
+        self._drawn(super().plot_metrics)
+
+    def _validated(self, work: Callable[[], Any]) -> Any:
+        """Return what a validation does; where it draws too and fails, it is done once more without."""
+
+        def without() -> Any:
+            self.validator.args.plots = False
+            return work()
+
+        return self._drawn(work, without) if self.validator.args.plots else work()
 
     def _tell_saves(self) -> None:
         """Tell what the writer has done since: a checkpoint on the disk, a problem (once), and its end."""
