@@ -41,6 +41,7 @@ lint: $(VENV)/dev
 
 chaos: $(VENV)/dev
 	$(BIN)/python tests/chaos.py $(ARGS)
+	$(BIN)/python tests/calls.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)
