@@ -205,7 +205,10 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(session_ends=run.limit.ends)
     try:
         kind = TRAINERS[run.identity["task"]] if run.ranks.logical == 1 else trainer_class(run, overrides)
-        trainer = kind(run, overrides)
+        try:
+            trainer = kind(run, overrides)
+        except OSError as error:  # Ultralytics makes folders and writes args.yaml
+            raise StorageError(f"'{run.folder}' cannot be written: {storage.reason(error)}.") from error
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import numpy
@@ -44,8 +45,8 @@ class Resumable(Recovery, Saving):
         if "workers" in overrides:
             self.args.workers = overrides["workers"]  # Ultralytics takes it to 0 on a CPU
         self.args.resume = False
-        if self.wdir.is_dir() and not any(self.wdir.iterdir()):
-            self.wdir.rmdir()  # the empty folder 'weights'
+        with suppress(OSError):  # it is not empty: somebody's own
+            self.wdir.rmdir()  # the folder 'weights', which Ultralytics has made
         self.wdir = run.writer.folder
         self.last, self.best = self.wdir / checkpoint.LATEST, self.wdir / checkpoint.BEST
         for event in ("on_val_batch_start", "on_val_end"):
