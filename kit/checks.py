@@ -193,4 +193,4 @@ def checkpoints(facts: dict[str, Any]) -> Verdict:
 
 
 def _instant(found: dict[str, Any]) -> tuple[str, int, int]:
-    return found["summary"]["run_id"], found["summary"]["branch"], found["summary"]["global_step"]
+    return found["summary"]["run_id"], found["summary"].get("branch", 0), found["summary"]["global_step"]
