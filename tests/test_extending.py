@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,24 @@ def test_longer_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(place: 
         training.train({**values, "kit.run": f"runs/{name}"})
     longer = {**values, "epochs": 4}
     untouched = training.train({**longer, "kit.run": "runs/untouched"})
+    for at in (2, ASKED + 1):
+        with pytest.raises(Killed):
+            training.train({**longer, "kit.run": "runs/killed"}, kill_at(at))
+    again = training.train({**longer, "kit.run": "runs/killed"})
+    assert differences(untouched, again) == []
+    assert rows(untouched) == rows(again)
+
+
+def test_longer_run_of_a_fine_tuned_model_needs_its_pretrained_file_no_more(
+    place: Path, pretrained: Callable[..., dict[str, Any]]
+) -> None:
+    """The file is gone when the run is extended and killed: the bits are those of a run that has it."""
+    values = pretrained(place, epochs=2, close_mosaic=1)
+    for name in ("untouched", "killed"):
+        training.train({**values, "kit.run": f"runs/{name}"})
+    longer = {**values, "epochs": 4}
+    untouched = training.train({**longer, "kit.run": "runs/untouched"})
+    Path(values["model"]).unlink()
     for at in (2, ASKED + 1):
         with pytest.raises(Killed):
             training.train({**longer, "kit.run": "runs/killed"}, kill_at(at))

@@ -18,7 +18,7 @@ from training import Killed, differences, kill_at, rows, stop_at
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit import cli, config
+from kit import cli, config, session
 from kit.errors import CheckpointError, MismatchError, ModelError, Stopped
 from kit.trainer import models
 
@@ -28,10 +28,11 @@ EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 
 
 def killed(values: dict[str, Any], *places: int) -> dict[str, Any]:
-    """Train, killed when `stop` was asked so often in each session, and return the end."""
+    """Train, killed when `stop` was asked so often in each session and something was saved; return the end."""
+    latest = session.working() / values.get("kit.run", "runs/train") / "checkpoints/latest.pt"
     for at in places:
         with pytest.raises(Killed):
-            training.train({**values, **EVERY_STEP}, kill_at(at))
+            training.train({**values, **EVERY_STEP}, kill_at(at, latest))
     return training.train({**values, **EVERY_STEP})
 
 
@@ -39,6 +40,7 @@ def assert_exact(values: dict[str, Any], *places: int) -> dict[str, Any]:
     """A run that is killed ends with the bits of an untouched one; return that."""
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     again = killed(values, *places)
+    assert len(again["progress"]["sessions"]) >= len(places), "each went on where the one before was killed"
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
     return untouched
@@ -60,12 +62,17 @@ def test_fine_tuned_model_resumes_exactly(place: Path, pretrained: Start, task: 
     assert width(end) == 80 if task != "classify" else True
 
 
-@pytest.mark.parametrize("classes", [3, 6, 200])
+@pytest.mark.parametrize(
+    ("classes", "named", "wide"), [(3, 3, 16), (6, 3, 16), (200, 3, 100), (3, 80, 16), (6, 80, 16)]
+)
 def test_model_made_with_fewer_equal_or_more_classes_resumes_exactly(
-    place: Path, pretrained: Start, classes: int
+    place: Path, pretrained: Start, classes: int, named: int, wide: int
 ) -> None:
-    """Whatever the number of classes of the file that it starts from."""
-    assert_exact(pretrained(place, nc=classes), 2, ASKED + 1)
+    """Whatever the number of classes of the file that it starts from, and of the data set; the width is the file's."""
+    values = pretrained(place, nc=classes)
+    training.name_more(values["data"], named)
+    end = assert_exact(values, 2, ASKED + 1)
+    assert (len(end["architecture"]["names"]), width(end)) == (named, wide)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +142,13 @@ def test_fine_tuned_model_goes_on_from_a_given_file(place: Path, pretrained: Sta
     assert differences(untouched, training.train(values, resume=str(latest))) == []
 
 
-@pytest.mark.parametrize("classes", [80, 200])
-def test_checkpoint_of_an_earlier_version_resumes_exactly(place: Path, pretrained: Start, classes: int) -> None:
+@pytest.mark.parametrize(("classes", "named"), [(80, 3), (200, 3), (6, 80)])
+def test_checkpoint_of_an_earlier_version_resumes_exactly(
+    place: Path, pretrained: Start, classes: int, named: int
+) -> None:
     """Without a module tree; its tensors say how wide the class branch is."""
     values = pretrained(place, nc=classes)
+    training.name_more(values["data"], named)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     with pytest.raises(Stopped):
         training.train(values, stop_at(ASKED + 2))

@@ -1,4 +1,4 @@
-"""The kit's loop against Ultralytics' own `_do_train`: with the same data, the same bits.
+"""The kit's model and loop against Ultralytics' own: with the same data, the same bits.
 
 This guards upgrades of ultralytics too: a release that changes the arithmetic of its loop makes these tests fail.
 """
@@ -21,9 +21,11 @@ from kit.trainer import TRAINERS, quiet, resume
 from kit.trainer.loop import Run
 from kit.trainer.setup import Setup
 
+Start = Callable[..., dict[str, Any]]
+
 
 def build(values: dict[str, Any], name: str, stock: bool) -> Any:
-    """Build a trainer: the kit's, or one with the kit's data and Ultralytics' own loop."""
+    """Build a trainer: the kit's, or one with the kit's data and Ultralytics' own loop and model."""
     quiet()
     empty = session.scratch() / "empty.yaml"
     empty.write_text("{}")
@@ -38,7 +40,8 @@ def build(values: dict[str, Any], name: str, stock: bool) -> Any:
     if not stock:
         return kind(run, overrides)
     base = next(base for base in kind.__mro__ if issubclass(base, BaseTrainer) and not issubclass(base, Setup))
-    trainer = type(f"Stock{base.__name__}", (Setup, base), {"run": run})(overrides=overrides)
+    own = {"run": run, "setup_model": base.setup_model}
+    trainer = type(f"Stock{base.__name__}", (Setup, base), own)(overrides=overrides)
     trainer.args.workers = values["workers"]
     trainer.add_callback("on_train_epoch_start", start_epoch)
     trainer.add_callback("on_train_batch_start", start_batch)
@@ -72,6 +75,15 @@ def outcome(trainer: Any) -> tuple[dict[str, Any], list[str]]:
     return state, [",".join(cells[:1] + cells[2:]) for cells in lines]
 
 
+def assert_same_bits(values: dict[str, Any]) -> dict[str, Any]:
+    """The kit's training ends as Ultralytics' does; return the state."""
+    mine, own = outcome(build(values, "own", stock=False))
+    theirs, stock = outcome(build(values, "stock", stock=True))
+    assert training.differences(mine, theirs, tuple(mine)) == []
+    assert own == stock
+    return mine
+
+
 LONG = {"epochs": 4, "nbs": 12, "warmup_epochs": 1.5, "close_mosaic": 2}  # accumulation over 3 batches, warm-up
 
 
@@ -94,10 +106,7 @@ def test_loop_gives_the_bits_of_ultralytics_own(place: Path, task: str, changes:
     values = training.settings(place, "detect" if task == "end2end" else task, **{**LONG, **changes})
     if task == "end2end":
         values["model"] = "yolo26n.yaml"
-    mine, own = outcome(build(values, "own", stock=False))
-    theirs, stock = outcome(build(values, "stock", stock=True))
-    assert training.differences(mine, theirs, tuple(mine)) == []
-    assert own == stock
+    mine = assert_same_bits(values)
     if "patience" in changes:
         assert mine["epoch"] < changes["epochs"] - 1, "early stopping must have come into it"
 
@@ -110,19 +119,45 @@ def test_loop_gives_the_bits_of_ultralytics_own(place: Path, task: str, changes:
         ("detect", 80, {"single_cls": True}),
         ("detect", 80, {"pretrained": False}),
         ("detect", 3, {"optimizer": "MuSGD"}),
+        ("detect", 3, {"cls_remap": False}),
         ("segment", 80, {}),
         ("classify", 80, {}),
     ],
 )
 def test_loop_gives_the_bits_of_ultralytics_own_from_a_pretrained_file(
-    place: Path, pretrained: Callable[..., dict[str, Any]], task: str, classes: int, changes: dict[str, Any]
+    place: Path, pretrained: Start, task: str, classes: int, changes: dict[str, Any]
 ) -> None:
     """With more classes than the data set and as many, whose names stand in another order."""
-    values = pretrained(place, task, nc=classes, **{**LONG, **changes})
-    mine, own = outcome(build(values, "own", stock=False))
-    theirs, stock = outcome(build(values, "stock", stock=True))
-    assert training.differences(mine, theirs, tuple(mine)) == []
-    assert own == stock
+    assert_same_bits(pretrained(place, task, nc=classes, **{**LONG, **changes}))
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_loop_gives_the_bits_of_ultralytics_own_from_a_file_of_fewer_classes(
+    place: Path, pretrained: Start, classes: int
+) -> None:
+    """Trained on 80: the class branch stays as narrow as the file's."""
+    values = pretrained(place, nc=classes, **LONG)
+    training.name_more(values["data"], 80)
+    assert_same_bits(values)
+
+
+@pytest.mark.parametrize("model", ["a description", "another file"])
+def test_loop_gives_the_bits_of_ultralytics_own_with_weights_of_another_file(
+    place: Path, pretrained: Start, model: str
+) -> None:
+    """`pretrained=FILE`: the layers are those of `model=`, the weights and the class branch those of FILE."""
+    values = pretrained(place, nc=6, **LONG) if model == "another file" else training.settings(place, **LONG)
+    assert_same_bits({**values, "pretrained": pretrained(place)["model"]})
+
+
+@pytest.mark.slow
+def test_loop_gives_the_bits_of_ultralytics_own_from_a_pretrained_end_to_end_model(
+    place: Path, big: Callable[[str], Path]
+) -> None:
+    """It has two class branches, and both are taken over."""
+    mine = assert_same_bits(training.settings(place, start=big("yolo26n"), **LONG))
+    widths = {name: value.shape[1] for name, value in mine["model"].items() if name.endswith("cv3.0.2.weight")}
+    assert widths == {"model.23.cv3.0.2.weight": 80, "model.23.one2one_cv3.0.2.weight": 80}
 
 
 LEANED_ON = {  # of BaseTrainer: what the kit overrides or calls, with its parameters

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import training
-from test_kills import EVERY_BATCH
+from test_kills import EVERY_BATCH, kill
 from test_ranks import IMAGES, run_settings
 from training import Child, differences, rows, stop_at
 
@@ -102,24 +102,22 @@ def test_run_goes_from_two_processes_to_one_and_back_without_losing_a_bit(place:
 
 @pytest.mark.slow
 def test_fine_tuned_model_goes_from_two_processes_to_one_and_back(place: Path, big: Callable[[str], Path]) -> None:
-    """From a pretrained file of 80 classes, each session ended by a kill, with the bits of two processes' run."""
-    values = {**run_settings(place, **EVERY_BATCH), "model": str(big("tiny-detect-80"))}
+    """From a pretrained file of 80 classes, killed twice: the bits of two processes' run and of two slices in one."""
+    values, pid, chance = run_settings(place, start=big("tiny-detect-80"), **EVERY_BATCH), 0, random.Random(0)
     whole = start(place, {**values, "kit.run": "runs/untouched"}, 2)
     assert whole.wait() == 0, whole.output()
-    pid = 0
-    for processes, step in ((2, 2), (1, BATCHES + 1)):
+    for processes in (2, 1):
         child = start(place, values, processes)
-        seen = child.wait_for(
-            lambda s, pid=pid, step=step, child=child: s.get("pid", pid) != pid and child.step() >= step
-        )
-        pid = seen["pid"]
-        os.kill(pid, signal.SIGKILL)
-        assert child.wait() == 1, child.output()
+        pid = kill(child, child.step() + 2, pid, chance)
     child = start(place, values, 2)
     assert child.wait() == 0, child.output()
-    untouched = training.read(place / "working/runs/untouched/checkpoints/latest.pt")
-    assert differences(untouched, latest(child)) == []
-    assert rows(untouched) == rows(latest(child))
+    assert len(latest(child)["progress"]["sessions"]) == 2, "each went on where the one before was killed"
+    assert "Not exact" not in child.output()
+    alone = training.train({**values, "kit.run": "runs/alone", "kit.ranks": 2})
+    for end in (latest(child), alone):
+        untouched = training.read(place / "working/runs/untouched/checkpoints/latest.pt")
+        assert differences(untouched, end) == []
+        assert rows(untouched) == rows(end)
 
 
 def test_rank_that_is_killed_takes_the_others_with_it_and_the_next_start_goes_on(

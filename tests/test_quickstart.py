@@ -44,15 +44,17 @@ def test_quick_start_from_a_pretrained_model_survives_a_kill(
 ) -> None:
     """As it is shipped, but for what it starts from and its length."""
     monkeypatch.setenv("KIT_SCRATCH", str(tmp_path))
-    words = [f"model={shutil.copy(big('yolov8n'), tmp_path)}", "epochs=3"]
+    words = [f"model={shutil.copy(big('yolov8n'), tmp_path)}", "epochs=2"]
     untouched = Child(tmp_path, [*words, "kit.run=runs/untouched"])
     assert untouched.wait() == 0, untouched.output()
     child = Child(tmp_path, words)
-    seen = child.wait_for(lambda news: news.get("completed", 0) >= 1)
+    first = training.read(tmp_path / "runs/untouched/checkpoints/latest.pt")
+    seen = child.wait_for(lambda _: child.step() >= first["progress"]["global_step"] // 2)
     os.kill(seen["pid"], signal.SIGKILL)
     assert child.wait() == 1
     again = Child(tmp_path, words)
     assert again.wait() == 0, again.output()
-    first, second = (training.read(tmp_path / f"runs/{run}/checkpoints/latest.pt") for run in ("untouched", "train"))
+    assert "Resuming from checkpoint" in again.output()
+    second = training.read(tmp_path / "runs/train/checkpoints/latest.pt")
     assert differences(first, second) == []
     assert rows(first) == rows(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,10 +88,15 @@ def test_whichever_process_leads_runs_the_first_slice(size: int, lead: int, logi
     assert [rank for own in in_order for rank in own] == list(range(logical))
 
 
+@pytest.mark.parametrize("start", ["description", "pretrained"])
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
-def test_every_task_trains_in_slices_and_resumes_bit_identical(place: Path, task: str) -> None:
+def test_every_task_trains_in_slices_and_resumes_bit_identical(
+    place: Path, big: Callable[[str], Path], task: str, start: str
+) -> None:
     """One process runs three slices; the last batch of two images leaves one of them empty."""
-    values = run_settings(place, task, **{"kit.ranks": 3, "epochs": 2, "dropout": 0.2 if task == "classify" else 0.0})
+    changes = {"kit.ranks": 3, "epochs": 2, "dropout": 0.2 if task == "classify" else 0.0}
+    file = big(f"tiny-{task}-80") if start == "pretrained" else None
+    values = run_settings(place, task, start=file, **changes)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     with pytest.raises(Stopped):
         training.train({**values, "kit.run": "runs/stopped"}, stop_at(3))

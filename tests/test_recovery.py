@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kit import checkpoint
 from kit.errors import KitError
 from kit.trainer import models
 from kit.trainer.loop import Resumable
+from kit.trainer.setup import Setup
 
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 
@@ -63,6 +65,34 @@ def test_halved_batch_survives_a_kill(place: Path, monkeypatch: pytest.MonkeyPat
     again = run_killed(values, at)
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
+
+
+def test_halved_batch_builds_the_loaders_of_a_fine_tuned_model_anew_and_not_the_model(
+    place: Path, pretrained: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its class branch is not what its description says; killed or not, it is the one of the pretrained file."""
+    built: list[str] = []
+    for name in ("setup_model", "get_dataloader"):
+        monkeypatch.setattr(Setup, name, noted(getattr(Setup, name), built))
+    values = pretrained(place, epochs=2, optimizer="SGD", nbs=8, **EVERY_STEP)
+    with_little_memory(monkeypatch, largest=2)
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    assert built == ["setup_model"] + 4 * ["get_dataloader"]
+    assert untouched["loop"]["decided"]["batch"] == 2
+    assert untouched["model_state_dict"]["model.5.cv3.0.2.weight"].shape[1] == 80
+    again = run_killed(values, (4, 3))
+    assert differences(untouched, again) == []
+    assert rows(untouched) == rows(again)
+
+
+def noted(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """Return a method that notes its name where it is called."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        names.append(method.__name__)
+        return method(*arguments, **named)
+
+    return call
 
 
 def test_halvings_are_counted_over_sessions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from kit import session, shapes
 from kit.config import load, to_words
@@ -90,6 +91,13 @@ def relabel(data: Path, task: str) -> Path:
     return data
 
 
+def name_more(data: str, count: int) -> None:
+    """Have the description of a drawn set name so many classes, of which the images show the first three."""
+    values = yaml.safe_load(Path(data).read_text())
+    values["names"] |= {number: f"class{number}" for number in range(len(values["names"]), count)}
+    Path(data).write_text(yaml.safe_dump(values))
+
+
 def classified(folder: Path) -> Path:
     """Sort the images into one folder per class, by the first shape in each."""
     for label in sorted(folder.glob("labels/*/*.txt")):
@@ -126,12 +134,12 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def kill_at(call: int) -> Callable[[], str]:
-    """Return a `stop` that kills the training the n-th time that it is asked."""
+def kill_at(call: int, there: Path = Path()) -> Callable[[], str]:
+    """Return a `stop` that kills the training the n-th time that it is asked, or later: once that file is there."""
     calls = iter(range(1, 1 << 30))
 
     def stop() -> str:
-        if next(calls) == call:
+        if next(calls) >= call and there.exists():
             raise Killed
         return ""
 
