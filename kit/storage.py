@@ -161,13 +161,16 @@ def reason(error: OSError) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and prove that it can be written.
+    """Make a folder, wait until its name is on the disk, and prove that it can be written.
 
     Raises:
         StorageError: It cannot.
     """
     try:
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            DISK.sync_folder(folder.parent)
         probe = path / f".{os.getpid()}{TEMPORARY}"
         probe.write_bytes(b"")
         probe.unlink()

@@ -265,7 +265,7 @@ class Writer:
                 gone = next(spare, None) if error.full else None
                 if gone is None:
                     raise
-                gone.unlink(missing_ok=True)
+                self.disk.unlink(gone)
             else:
                 return
 
