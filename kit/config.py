@@ -51,6 +51,7 @@ class KitSettings:
     session_hours: float | str = "auto"
     backup: str | None = None
     remind_epochs: int = 25
+    receipt: int = 2
     processes: int | str = "auto"
     ranks: int | str = "auto"
 
@@ -263,11 +264,10 @@ def _check_own(name: str, value: Any) -> None:
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
     elif name == "backup":
         _check_address(value)
-    elif name == "remind_epochs":
+    elif name in ("remind_epochs", "receipt"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigError(
-                f"The setting 'kit.remind_epochs' must be a number of epochs, 0 for never, but got {value!r}."
-            )
+            what = "epochs" if name == "remind_epochs" else "steps"
+            raise ConfigError(f"The setting 'kit.{name}' must be a number of {what}, 0 for none, but got {value!r}.")
     elif name in ("processes", "ranks"):
         if value != "auto" and not (positive and isinstance(value, int)):
             raise ConfigError(f"The setting 'kit.{name}' must be 'auto' or 1, 2, 3, ... but got {value!r}.")

@@ -153,7 +153,10 @@ class Limit:
 
     Attributes:
         ends: When the session ends, in Unix seconds, or None.
+        step_s: Seconds that the last step took.
     """
+
+    step_s = math.inf
 
     def __init__(self, hours: float | str = "auto", backup: bool = False) -> None:
         self.ends = deadline(hours)
@@ -170,7 +173,8 @@ class Limit:
         """
         now = time.monotonic()
         if self._asked:
-            self._slowest = max(self._slowest, now - self._asked)
+            self.step_s = now - self._asked
+            self._slowest = max(self._slowest, self.step_s)
         self._asked = now
         self._reserve = min(3 * (self._slowest + save_s) + self._margin, LARGEST_RESERVE * self._length)
         return now + self._reserve >= self._end

@@ -160,7 +160,7 @@ def test_run_keeps_its_ranks_until_the_user_changes_them(place: Path, capsys: py
     state = training.train({**values, "kit.ranks": 2})
     said = capsys.readouterr().out
     assert "Each batch is cut into 2 slices, which one process will run" in said
-    assert "Not exact from here on: a batch was cut into 1 before, and is cut into 2 now" in said
+    assert "Not exact from here on: slices per batch 1 -> 2" in said
     assert state["ranks"] == 2
 
 

@@ -145,6 +145,7 @@ def _open(
         storage.sweep(folder)
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
+        status.values["receipt"] = before.get("receipt")
         resumed = choose(config, resume, identity, status)
     else:  # nobody looks for what Ultralytics writes there
         folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))

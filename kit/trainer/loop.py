@@ -24,6 +24,7 @@ from kit import checkpoint, randomness
 from kit.config import differences, from_dict
 from kit.trainer import state
 from kit.trainer.capture import Snapshot
+from kit.trainer.receipt import AHEAD_S
 from kit.trainer.recovery import Recovery
 from kit.trainer.run import Run
 from kit.trainer.saving import Saving
@@ -85,6 +86,7 @@ class Resumable(Recovery, Saving):
             self._find_place(resumed)
             self.run.writer.position = {"epoch": resumed["epoch"], **resumed["progress"]}
             self.run.begin_session(resumed["progress"], self.epoch + self.batch / len(self.train_loader))
+            self.run.receipt.begin(resumed["progress"]["global_step"])
             elapsed = resumed["progress"]["elapsed_s"]
             self._write_results()
             self._compare(resumed)
@@ -137,20 +139,15 @@ class Resumable(Recovery, Saving):
         batches = len(self.train_loader)
         for i, batch in zip(range(self.batch, batches), self.train_loader, strict=False):
             self.run_callbacks("on_train_batch_start")
-            step = i + batches * self.epoch
-            self._warm_up(step, batches)
-            randomness.seed_all(randomness.mix("batch", self.args.seed, self.epoch, i), cuda=True)
             try:
-                batch = self._forward_backward(i, batch)
+                batch = self._gradients(i, batch)
             except RuntimeError as error:
                 self._halve_batch(error)
                 return False
-            if step - self.last_opt_step >= self.accumulate:
-                self.optimizer_step()
-                self.last_opt_step = step
+            self._step_if_due(i)
             self.batch, self.global_step, self.advanced = i + 1, self.global_step + 1, True
-            if self.args.plots and step in self.plot_idx:
-                self.plot_training_samples(batch, step)
+            if self.args.plots and i + batches * self.epoch in self.plot_idx:
+                self.plot_training_samples(batch, i + batches * self.epoch)
             self.run_callbacks("on_train_batch_end")
             self._report()
             self._stop_if_asked()
@@ -160,6 +157,34 @@ class Resumable(Recovery, Saving):
                 break
         self.oom_retries = 0
         return True
+
+    def _gradients(self, i: int, batch: Any) -> Any:
+        """Run a batch, whose random numbers are a function of its place; return it as it went in."""
+        batches = len(self.train_loader)
+        self._warm_up(i + batches * self.epoch, batches)
+        randomness.seed_all(randomness.mix("batch", self.args.seed, self.epoch, i), cuda=True)
+        return self._forward_backward(i, batch)
+
+    def _step_if_due(self, i: int) -> None:
+        """Let the optimizer step, when gradients of enough batches have come together."""
+        step = i + len(self.train_loader) * self.epoch
+        if step - self.last_opt_step >= self.accumulate:
+            self.optimizer_step()
+            self.last_opt_step = step
+
+    def _look_ahead(self) -> None:
+        """After the save of a stop, train a few batches more, for the next session to compare itself with."""
+        if self.stop or self.batch == len(self.train_loader):
+            return
+        run, step = self.run, self.global_step
+        wanted = min(run.config.kit.receipt * self.accumulate, len(self.train_loader) - self.batch)
+        last = self.batch + run.ranks.share(lambda: int(min(wanted, AHEAD_S / run.limit.step_s)))
+        with suppress(RuntimeError):  # the memory is full: there is no receipt
+            for i, batch in zip(range(self.batch, last), self.train_loader, strict=False):
+                self._gradients(i, batch)
+                self._step_if_due(i)
+                step += 1
+                run.status.update(receipt=run.receipt.note(step, self.tloss, self.global_step))
 
     def _warm_up(self, step: int, batches: int) -> None:
         """Bring learning rates, momentum and accumulation to their targets over the first batches."""

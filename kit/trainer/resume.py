@@ -15,7 +15,7 @@ from kit.checkpoint import BEST, LATEST, PREVIOUS
 from kit.config import Config
 from kit.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.errors import CheckpointError, MismatchError, ModelError
-from kit.status import Status, duration
+from kit.status import Status, duration, read as news
 from kit.trainer import models, stock
 from kit.trainer.models import open_checkpoint
 from kit.trainer.run import STOCK
@@ -120,6 +120,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if resume != "auto":
         _branch(found, bool(changed), config, status)
     if found.path.parent != folder:
+        status.values["receipt"] = news(found.path.parent.parent).get("receipt")
         arriving = folder / f".{LATEST}{storage.TEMPORARY}"
         storage.make_room(folder, found.path.stat().st_size)
         storage.copy(found.path, arriving)  # before anything gives way to it

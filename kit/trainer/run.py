@@ -20,6 +20,7 @@ from kit.session import Limit
 from kit.snapshot import Place
 from kit.status import Status
 from kit.trainer.ranks import Ranks
+from kit.trainer.receipt import Receipt
 from kit.writer import Writer
 
 STOCK: dict[str, type] = {
@@ -64,6 +65,8 @@ class Run:
         sessions: Where the sessions after the first began, in epochs.
         ranks: The processes that train together.
         writer: Where checkpoints go; nowhere, where another process leads.
+        receipt: The losses after the checkpoint, to be compared with those of the session before.
+        known: It was said why this session cannot be exact.
     """
 
     config: Config
@@ -77,16 +80,23 @@ class Run:
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []
+        self.known = False
         progress = self.resumed["progress"] if self.resumed else {}
         self.branch, self.branched = progress.get("branch", 0), progress.get("branched", False)
         self.data: dict[str, Any] = {}
         began = self.resumed["architecture"] if self.resumed else self.identity
         self.files: dict[str, str] = began.get("files", {})
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
-        kit = self.config.kit
+        kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
+        self.receipt = Receipt(self.status.values.get("receipt"), line)
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
         kind = Writer if self.ranks.leads else NoWriter
         self.writer = kind(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+
+    def not_exact(self, line: str) -> None:
+        """Say why this session cannot be exact."""
+        self.known = True
+        self.status.say(line)
 
     def begin_session(self, progress: dict[str, Any], place: float) -> None:
         """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""

@@ -60,7 +60,7 @@ class Saving(Setup):
         if (optimizer := resumed["loop"]["decided"]["optimizer"]) != self.args.optimizer:
             changed.append(f"the optimizer, which starts with no momentum ({optimizer} -> {self.args.optimizer})")
         if changed:
-            self.run.status.say(f"Not exact from here on, the surroundings changed: {'; '.join(changed)}")
+            self.run.not_exact(f"Not exact from here on, the surroundings changed: {'; '.join(changed)}")
         if (epochs := resumed["progress"]["epochs"]) != self.epochs:
             self.run.status.say(
                 f"The run has {self.epochs} epochs now and had {epochs}: learning rate, warm-up and close_mosaic are "
@@ -291,19 +291,37 @@ class Saving(Setup):
                 self.run.status.say(f"WARNING: {error} In the run folder is {at}.")
             self._tell_saves()
             self.run.status.update(**self._place())
+            self._look_ahead()
             raise Stopped(reason)
 
     def _reason(self) -> str:
         """Return why to stop now, or an empty text."""
-        return self.run.stop() or ("the session's limit is near" if self._limit_is_near() and self.advanced else "")
+        near = self._limit_is_near()  # asked each time: it measures the steps
+        return self.run.stop() or ("the session's limit is near" if near and self.advanced else "")
 
     def _limit_is_near(self) -> bool:
         return self.run.limit.near(self.run.writer.latency_s)
 
     def _report(self) -> None:
         self._tell_saves()
+        self._compare_losses()
         if self.run.status.due():
-            self.run.status.update(state="training", **self._place())
+            saved = (self.run.writer.position or {}).get("global_step", 0)
+            receipt = self.run.receipt.note(self.global_step, self.tloss, saved) if self.run.config.kit.receipt else {}
+            self.run.status.update(state="training", receipt=receipt, **self._place())
+
+    def _compare_losses(self) -> None:
+        """Say whether the batches that are trained again give the losses that they gave in the session before."""
+        receipt = self.run.receipt
+        differs = receipt.compare(self.global_step, self.tloss)
+        if differs == "":
+            count = self.global_step - receipt.began
+            again = "batch" if count == 1 else f"{count} batches"
+            self.run.status.say(f"Exact: the {again} after the checkpoint gave the same losses as before, to the bit")
+        elif differs:
+            known = self.run.known
+            how = "Not exact, as was said" if known else "WARNING: Not exact, though nothing is known to have changed"
+            self.run.status.say(f"{how}: {differs}, after batch {self.batch} of epoch {self.epoch + 1}")
 
     def _place(self) -> dict[str, Any]:
         """Return for `status.json` where training stands."""

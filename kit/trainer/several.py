@@ -232,7 +232,7 @@ def deal(run: Run, cuda: bool) -> None:
         some = f"{ranks.size} processes" if ranks.size > 1 else "one process"
         say(f"Each batch is cut into {ranks.logical} slices, which {some} will run")
     if run.resumed and before != ranks.logical:
-        say(f"Not exact from here on: a batch was cut into {before} before, and is cut into {ranks.logical} now")
+        run.not_exact(f"Not exact from here on: slices per batch {before} -> {ranks.logical}")
     if processes > ranks.size:
         say(
             f"{processes - ranks.size} of {processes} processes have nothing to do, because this run cuts each batch "
