@@ -22,7 +22,7 @@ train: $(VENV)/run
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not browser and not twin" $(ARGS)
 
-test-slow: $(VENV)/dev
+test-slow: $(VENV)/dev $(VENV)/bench
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu and not browser and not twin" $(ARGS)
 
 test-browser: $(VENV)-kaggle/done

@@ -169,7 +169,7 @@ def plain(loaded: Any, world: session.World, turns: Turns) -> None:
 
     folder = Path(tempfile.mkdtemp(dir=session.scratch()))
     dataset = data.resolve(str(loaded.get("data")))
-    identity = identify(loaded, dataset)
+    identity = identify(loaded, dataset, "detect")
     overrides = {**loaded.train, "data": str(dataset.path), "save_dir": str(folder), "save": False}
     kind = type("Plain", (Plain,), {"run": Run(loaded, folder, identity, Status(folder), lambda: "", None)})
     trainer = kind(overrides=overrides)

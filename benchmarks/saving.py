@@ -214,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.models, options.rounds, options.interval = SMALL, 1, 0.5
-    tries = 3 if options.quick else 20
+    tries = 1 if options.quick else 20
     only, models = options.only.split(","), options.models.split(",")
     with tempfile.TemporaryDirectory() as scratch:
         tempfile.tempdir = os.environ["TMPDIR"] = os.environ["KIT_SCRATCH"] = scratch  # all on one file system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -16,13 +17,14 @@ from PIL import Image
 
 from kit import notebook, status
 
-EPOCHS, STOP_AT, LOOK_AT = 24, 7, 15
+EPOCHS = 24
 SCALE = 1.5
 EDGE = 14  # pixels around a picture
 
 
-def main(target: Path) -> None:
-    """Train the quick start, stop it, go on, and look at it."""
+def main(target: Path, epochs: int) -> None:
+    """Train the quick start for so many epochs, stop it, go on, and look at it."""
+    stop_at, look_at = epochs * 7 // 24, epochs * 15 // 24
     target.mkdir(exist_ok=True)
     place = Path(tempfile.mkdtemp())
     for name in ("working", "input", "scratch"):
@@ -31,7 +33,7 @@ def main(target: Path) -> None:
     node = notebook.build()
     for cell in node.cells:
         cell.source = cell.source.replace(
-            "SETTINGS = dict(", f"SETTINGS = dict(epochs={EPOCHS}, kit=dict(session_hours=9),"
+            "SETTINGS = dict(", f"SETTINGS = dict(epochs={epochs}, kit=dict(session_hours=9),"
         )
     nbformat.write(node, place / "working/train.ipynb")
     run, front = place / "working/runs/train", FRONTS["lab4"]
@@ -62,13 +64,13 @@ def main(target: Path) -> None:
         seen.open()
         page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
         seen.run_all()
-        wait_until(lambda: completed() >= STOP_AT, 900, "epochs")
+        wait_until(lambda: completed() >= stop_at, 900, "epochs")
         seen.stop()
         seen.wait_for_state("Stopped, everything is saved")
         picture("stopped")
         wait_until(lambda: page.locator("img.kit-picture").count() > 0, 300, "results")
         seen.run_all()
-        wait_until(lambda: completed() >= LOOK_AT and seen.state() == "Training", 900, "epochs")
+        wait_until(lambda: completed() >= look_at and seen.state() == "Training", 900, "epochs")
         picture("dashboard")
         page.set_viewport_size({"width": 560, "height": 1400})
         picture("narrow")
@@ -87,4 +89,7 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path, nargs="?", default=Path("docs"))
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    main(**vars(parser.parse_args()))

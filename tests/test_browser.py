@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ browser_module = pytest.importorskip("playwright.sync_api", reason="no playwrigh
 import browser as own  # noqa: E402
 from browser import FRONTS, Notebook, browsing, serving, wait_until  # noqa: E402
 
-from kit import notebook, status  # noqa: E402
+from kit import notebook, session, status  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -117,6 +118,14 @@ def test_notebook_in_a_browser(name: str, place: Path, settings: dict[str, Any],
             check_download(page, file, place)
         wait_until(lambda: page.page.locator("img.kit-picture").count() == 1, 120, "predictions are shown")
         page.page.close()
+
+
+def test_pictures_of_the_readme_are_taken(tmp_path: Path, chromium: Any) -> None:
+    """By `pictures.py`, of a run that is stopped and goes on."""
+    script = Path(__file__).with_name("pictures.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path / "docs"), "--epochs", "8"], check=True, timeout=900)
+    taken = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert taken >= {path.name for path in (session.REPOSITORY / "docs").glob("*.png")}
 
 
 def test_notebook_through_papermill(place: Path, settings: dict[str, Any], chromium: Any) -> None:

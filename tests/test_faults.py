@@ -8,6 +8,7 @@ Not covered: a disk that acknowledges an fsync and loses the data all the same.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 import samples
 import training
-from fakes import SickDisk
+from fakes import FailingDisk, SickDisk
 from test_trainer import ASKED, EVERY_STEP, run
 from training import differences, kill_at, rows, stop_at
 
@@ -315,6 +316,25 @@ def test_failing_disk_is_said_once_and_saving_comes_back(
     assert seen == sorted(seen)
     assert sorted(path.name for path in latest.parent.iterdir()) == ["best.pt", "latest.pt", "previous.pt"]
     assert_same(untouched, again)
+
+
+def test_best_model_that_is_there_in_spite_of_an_error_is_not_replaced_by_a_worse_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder cannot be synced once, just after the rename of best.pt in epoch 2; epoch 3 is better than epoch 1."""
+    found = [0.5, 0.7, 0.6]
+    monkeypatch.setattr("kit.trainer.loop.Resumable._current_map", lambda self: found[self.epoch])
+
+    class Once(FailingDisk):
+        def sync_folder(self, folder: Path) -> None:
+            if self.calls[-1] == "replace best.pt" and self.calls.count("replace best.pt") == 2:
+                self.fail()
+            super().sync_folder(folder)
+
+    monkeypatch.setattr("kit.trainer.run.Writer", functools.partial(Writer, disk=Once(0, errno.EIO)))
+    training.train(run(training.settings(place), "once"))
+    best = checkpoint.read(place / "working/runs/once/checkpoints/best.pt", load=models.open_checkpoint)
+    assert (best["epoch"], best["best_map"]) == (2, 0.7)
 
 
 @pytest.mark.parametrize("saving", [{}, EVERY_STEP], ids=["by the clock", "every batch"])

@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,7 +42,7 @@ def save(writer: Writer, number: int, best: bool = False, wait: bool = True) -> 
         return {**whole, "model_state_dict": {"weight": weight, "count": count}}
 
     sections = {"model_state_dict": list(whole["model_state_dict"].values())}
-    writer.save(sections, build, best={} if best else None, wait=wait)
+    writer.save(sections, build, best={"best_map": number} if best else None, wait=wait)
 
 
 class SlowDisk(Disk):
@@ -158,6 +159,22 @@ def test_disk_that_refuses_a_save_costs_no_checkpoint(tmp_path: Path, number: in
         save(writer, 4)
         assert not writer.problem
         assert steps(folder) == {"latest.pt": 4, "previous.pt": 2}
+
+
+def test_writer_knows_after_any_error_what_is_on_the_disk(tmp_path: Path) -> None:
+    """Whichever call of a save fails: it tells the steps of the best.pt and latest.pt that are there then."""
+    good = FailingDisk()
+    save(Writer(tmp_path / "good", 30, 1, disk=good), 1, best=True)
+    for at in range(1, len(good.calls) + 1):
+        writer = Writer(tmp_path / str(at), 30, 1)
+        save(writer, 1, best=True)
+        writer.disk = FailingDisk(at, errno.EIO)
+        with suppress(StorageError):
+            save(writer, 2, best=True)
+        writer.wait()
+        there = steps(tmp_path / str(at))
+        assert writer.position is not None
+        assert (writer.best_map, writer.position["global_step"]) == (there["best.pt"], there["latest.pt"]), at
 
 
 def test_refusal_in_the_background_is_told_and_ends_nothing(tmp_path: Path) -> None:
