@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import serialization
 
-from kit import storage
+from kit import archive, storage
 from kit.errors import CheckpointError
 
 FORMAT = 1
@@ -96,8 +96,20 @@ def position(progress: dict[str, Any]) -> str:
 
 
 def summarize(state: dict[str, Any]) -> Summary:
-    """Return the summary of a checkpoint that was read."""
+    """Return the summary of a checkpoint that was read.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It lacks something, or that is not what it should be.
+    """
     progress = state["progress"]
+    for name in ("epoch", "epochs", "batch", "batches", "global_step"):
+        count = (progress if name in progress else state)[name]
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"'{name}'")
+    numbers = [progress["saved"], progress["elapsed_s"], state["best_map"] or 0.0, *progress.get("sessions", ())]
+    numbers += [value for row in state["history"] for value in row.values()]
+    if not all(isinstance(value, (int, float)) for value in numbers) or not isinstance(state["run_id"], str):
+        raise ValueError("numbers")
     return Summary(
         epoch=state["epoch"],
         epochs=progress["epochs"],
@@ -163,6 +175,7 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
     """
     if verify:
         storage.verify(path)
+    archive.look_through(path)
     try:
         state = load(path)
         foreign = _foreign(state)
@@ -190,7 +203,9 @@ def _foreign(state: Any) -> str:
     packed = architecture.get("modules") if isinstance(architecture, dict) else None
     if packed is None:
         return ""
-    named = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(packed.numpy().tobytes()))
+    tree = packed.numpy().tobytes()
+    archive.look_through(io.BytesIO(tree))
+    named = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(tree))
     return next((name for name in named if not name.startswith(MODEL_CLASSES)), "")
 
 

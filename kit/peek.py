@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from kit import archive
 from kit.errors import CheckpointError
 
 LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
@@ -27,9 +25,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         CheckpointError: It is no checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            state = _Values(io.BytesIO(archive.read(name))).load()
+        state = archive.look_through(path)
         progress, architecture, run_id = state["progress"], state["architecture"], state["run_id"]
         if not re.fullmatch(r"[\w-]+", run_id):
             raise ValueError(f"{run_id!r} names no run")  # it becomes a folder's name in the store
@@ -42,7 +38,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             "epochs": int(progress["epochs"]),
             "best_map": state["best_map"],
         }
-    except Exception as error:  # a pickle that is damaged can raise anything
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}' is not a checkpoint: {error!r}.") from error
 
 
@@ -51,9 +47,9 @@ def mentions(path: Path, word: str) -> bool:
     try:
         if not zipfile.is_zipfile(path):
             return word.encode() in path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            return any(word.encode() in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
-    except (OSError, zipfile.BadZipFile):
+        with archive.stored(path) as records:
+            return any(word.encode() in records.read(name) for name in records.namelist() if name.endswith("/data.pkl"))
+    except (OSError, CheckpointError, zipfile.BadZipFile):
         return False
 
 
@@ -61,28 +57,3 @@ def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Values(pickle.Unpickler):
-    """Reads a pickle's plain values; whatever else it names becomes a `_Thing`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Thing
-
-    def persistent_load(self, identity: Any) -> None:
-        """Leave a tensor's bytes where they are."""
-
-
-class _Thing:
-    """Stands for an object of any class, and for what any function would return."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Thing:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def ignore(self, *_: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = extend = append = add = ignore

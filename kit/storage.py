@@ -16,12 +16,11 @@ import os
 import shutil
 import socket
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from kit import session
+from kit import archive, session
 from kit.direct import DirectFile
 from kit.errors import BusyError, CheckpointError, StorageError
 
@@ -223,20 +222,22 @@ def set_run_aside(folder: Path) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Read a checkpoint's bytes and compare each record with its CRC-32.
+    """Read a checkpoint's bytes and compare each record with its CRC-32; it must lie there as torch takes it.
 
     `torch.save` writes these checksums and `torch.load` never looks at them. The padding between records, 0.3 % of a
     file, carries none.
 
     Raises:
-        CheckpointError: The file is missing, cut off or damaged.
+        CheckpointError: The file is missing, cut off, damaged or packed anew.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        with archive.stored(path) as records:
+            damaged = records.testzip()
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' does not exist.") from None
-    except Exception as error:  # each way to compress has its own
+    except Exception as error:  # each kind of damage has its own
         raise CheckpointError(f"'{path}' is not a whole checkpoint: {error}.") from error
     if damaged is not None:
         raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")

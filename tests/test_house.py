@@ -20,6 +20,7 @@ FLOORS = {
     "errors": 0,
     "bootstrap": 0,
     "direct": 0,
+    "archive": 0,
     "peek": 0,
     "storage": 1,
     "session": 1,

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from kit import session, storage
+from kit import archive, session, storage
 from kit.dashboard.files import size
 from kit.dashboard.page import wrap
-from kit.errors import StorageError
+from kit.errors import CheckpointError, StorageError
 
 FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files
@@ -179,9 +179,9 @@ class Downloads:
         target = storage.make_folder(self.folder / FOLDER) / PLOTS
 
         def write(file: BinaryIO) -> None:
-            with zipfile.ZipFile(file, "w") as archive:
+            with zipfile.ZipFile(file, "w") as packed:
                 for path in plots:
-                    archive.write(path, path.relative_to(self.folder))
+                    packed.write(path, path.relative_to(self.folder))
 
         storage.publish(target, write, durable=False)
         return target
@@ -206,9 +206,10 @@ def peek(file: BinaryIO) -> dict[str, Any]:
     The pickle's operations are listed, not carried out, as far as `best_map`, which comes early in a checkpoint.
     """
     found: dict[str, Any] = {}
-    with contextlib.suppress(zipfile.BadZipFile, StopIteration, ValueError, KeyError), zipfile.ZipFile(file) as archive:
-        name, key = next(name for name in archive.namelist() if name.endswith("/data.pkl")), ""
-        for operation, argument, _ in pickletools.genops(archive.read(name)):
+    unsound = (CheckpointError, zipfile.BadZipFile, StopIteration, ValueError, KeyError)
+    with contextlib.suppress(*unsound), archive.stored(file) as records:
+        name, key = next(name for name in records.namelist() if name.endswith("/data.pkl")), ""
+        for operation, argument, _ in pickletools.genops(records.read(name)):
             if "PUT" in operation.name or operation.name == "MEMOIZE":
                 continue
             if key:
