@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +42,7 @@ from kit.storage import Lock
 from kit.trainer.loop import Resumable
 from kit.trainer.models import open_checkpoint
 from kit.trainer.ranks import ALONE, Ranks, one_by_one
-from kit.trainer.resume import choose, complete, identify, task_of
+from kit.trainer.resume import choose, complete, fitting, identify, settle, task_of
 from kit.trainer.run import STOCK, Run
 from kit.trainer.setup import remembered
 from kit.trainer.several import deal, trainer_class
@@ -146,14 +147,19 @@ def _open(
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
-        resumed = choose(config, resume, identity, status)
+        found = choose(config, resume, identity, status)
     else:  # nobody looks for what Ultralytics writes there
         folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
-        before, status, resumed = {}, Status(folder, silent=True), None
-    resumed = ranks.share(lambda: resumed)
-    run = Run(config, folder, identity, status, stop, resumed, limit, ranks)
-    if ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run))):
+        before, status, found = {}, Status(folder, silent=True), None
+    resumed, source = ranks.share(lambda: (found.state, str(found.path)) if found else (None, ""))
+    with fitting(source):
+        run = Run(config, folder, identity, status, stop, resumed, limit, ranks, source)
+        finished = ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run)))
+    if found:
+        run.settle = partial(settle, config, found, status)
+    if finished:
         if resumed and ranks.leads:
+            run.settle()
             status.values = before
             best = resumed["best_map"] or 0.0
             status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
@@ -200,8 +206,10 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
         old = config_module.from_dict(run.resumed["config"])
-        decided = run.resumed["loop"]["decided"]
-        overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
+        with fitting(run.source):
+            decided = run.resumed["loop"]["decided"]
+            overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
+            get_cfg(overrides=overrides)
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)
     try:

@@ -26,6 +26,7 @@ from kit.trainer import state
 from kit.trainer.capture import Snapshot
 from kit.trainer.receipt import AHEAD_S
 from kit.trainer.recovery import Recovery
+from kit.trainer.resume import fitting
 from kit.trainer.run import Run
 from kit.trainer.saving import Saving
 
@@ -82,16 +83,18 @@ class Resumable(Recovery, Saving):
         self.optimizer.zero_grad()
         elapsed, resumed = 0.0, self.run.resumed
         if resumed is not None:
-            state.restore(self, resumed, changed=bool(differences(from_dict(resumed["config"]), self.run.config)))
-            self._find_place(resumed)
+            with fitting(self.run.source):
+                state.restore(self, resumed, changed=bool(differences(from_dict(resumed["config"]), self.run.config)))
+                self._find_place(resumed)
+                self.run.begin_session(resumed["progress"], self.epoch + self.batch / len(self.train_loader))
+                elapsed = resumed["progress"]["elapsed_s"]
+                if self.epoch and self.fitness is not None:
+                    self.stop = self.epoch - self.stopper.best_epoch >= self.stopper.patience
+            self.run.settle()
             self.run.writer.position = {"epoch": resumed["epoch"], **resumed["progress"]}
-            self.run.begin_session(resumed["progress"], self.epoch + self.batch / len(self.train_loader))
             self.run.receipt.begin(resumed["progress"]["global_step"])
-            elapsed = resumed["progress"]["elapsed_s"]
             self._write_results()
             self._compare(resumed)
-            if self.epoch and self.fitness is not None:
-                self.stop = self.epoch - self.stopper.best_epoch >= self.stopper.patience
         self.epoch_time_start = time.monotonic()  # a clock that nobody sets back
         self.train_time_start = self.epoch_time_start - elapsed
         if self.args.close_mosaic:
@@ -102,7 +105,7 @@ class Resumable(Recovery, Saving):
         self._announce()
         if self.run.branched:
             self._save(self.epoch, self.batch)  # a kill does not undo the decision
-        self.run.resumed = None
+        self.run.resumed, self.run.settle = None, lambda: None
         self.run.writer.start()
 
     def optimizer_step(self) -> None:

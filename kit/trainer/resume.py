@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.status import Status, duration, read as news
 from kit.trainer import models, stock
 from kit.trainer.models import open_checkpoint
+from kit.trainer.recovery import out_of_memory
 from kit.trainer.run import STOCK
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
@@ -86,8 +88,8 @@ def identify(config: Config, dataset: data.DataSet, task: str) -> dict[str, Any]
     }
 
 
-def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> dict[str, Any] | None:
-    """Return the checkpoint to go on from, or None to start at the beginning.
+def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> Candidate | None:
+    """Return the checkpoint to go on from, or None to start at the beginning; `settle` brings it into the run folder.
 
     Raises:
         CheckpointError: The file that was asked for is no good checkpoint.
@@ -95,7 +97,6 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     """
     if resume == "never":
         return None
-    folder = config.run_folder / "checkpoints"
     found = _search(config, identity, status) if resume == "auto" else _given(resume, identity, status)
     if found is None or found.summary is None or found.state is None:
         return None
@@ -118,9 +119,44 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
             "from it, --resume never"
         )
     if resume != "auto":
-        _branch(found, bool(changed), config, status)
-    if found.path.parent != folder:
+        _branch(found, bool(changed), config)
+    if found.path.parent != config.run_folder / "checkpoints":
         status.values["receipt"] = news(found.path.parent.parent).get("receipt")
+    return found
+
+
+@contextmanager
+def fitting(path: str) -> Iterator[None]:
+    """Say in one sentence that what is done here with a checkpoint's state cannot be done.
+
+    Raises:
+        CheckpointError: It cannot, for any reason but a full GPU.
+    """
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken: detach it or move it "
+            "away, or start anew with --resume never."
+        ) from error
+
+
+def settle(config: Config, found: Candidate, status: Status) -> None:
+    """Bring a checkpoint that the model has taken into the run folder, and its best model.
+
+    Raises:
+        StorageError: There is no room.
+    """
+    folder = config.run_folder / "checkpoints"
+    latest, branched = folder / LATEST, found.state and found.state["progress"].get("branched")
+    if branched and latest.exists() and found.path.parent == folder and found.path != latest:
+        kept = folder / f"{LATEST}.{ABANDONED}"
+        storage.link(latest, kept)
+        status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
+    if found.path.parent != folder:
         arriving = folder / f".{LATEST}{storage.TEMPORARY}"
         storage.make_room(folder, found.path.stat().st_size)
         storage.copy(found.path, arriving)  # before anything gives way to it
@@ -129,14 +165,13 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
                 status.say(f"{path.name} of the run folder was kept as {storage.set_aside(path, 'old').name}")
         arriving.replace(folder / LATEST)
     _see_to_best(folder / BEST, found, status)
-    return state
 
 
-def _branch(found: Candidate, changed: bool, config: Config, status: Status) -> None:
+def _branch(found: Candidate, changed: bool, config: Config) -> None:
     """Note that the run was sent on from this checkpoint, where another one would be taken, or with other settings.
 
     That is a decision: it is part of each checkpoint from here on, and counts more than steps. Where the run stood is
-    kept under a name of its own until the branch has got further.
+    kept under a name of its own until the branch has got further (`settle`).
     """
     assert found.summary is not None
     assert found.state is not None
@@ -147,11 +182,6 @@ def _branch(found: Candidate, changed: bool, config: Config, status: Status) -> 
     if not changed and furthest <= found.summary.order:
         return
     found.state["progress"] |= {"branch": furthest[0] + 1, "branched": True}
-    latest = folder / LATEST
-    if latest.exists() and found.path.parent == folder and found.path != latest:
-        kept = folder / f"{LATEST}.{ABANDONED}"
-        storage.link(latest, kept)
-        status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
 
 
 def _same_run(one: Candidate, other: Candidate) -> bool:

@@ -58,6 +58,8 @@ class Run:
         stop: Returns why training has to stop now, or an empty text.
         limit: The session's end.
         resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
+        source: The checkpoint's path.
+        settle: Brings it into the run folder once the model has taken it.
         run_id: Same for every session of the run.
         files: A hash of each file that the run's model began with.
         data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.datacheck` has it.
@@ -77,6 +79,8 @@ class Run:
     resumed: dict[str, Any] | None
     limit: Limit = field(default_factory=Limit)
     ranks: Ranks = field(default_factory=Ranks)
+    source: str = ""
+    settle: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []

@@ -87,6 +87,10 @@ def _restore_optimizer(trainer: Any, state: dict[str, Any], changed: bool) -> No
             old["fused"] = group["fused"]  # the device, not the checkpoint, picks the kernel
     optimizer.load_state_dict(saved)
     scheduler.load_state_dict(state["scheduler_state_dict"])
+    for parameter, kept in optimizer.state.items():  # which takes any shape, and fails at its first step
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {list(value.shape)} for {list(parameter.shape)}")
 
 
 def schedule(model: Any) -> dict[str, float]:
