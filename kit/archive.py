@@ -22,8 +22,6 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from kit.errors import CheckpointError
 
 PICKLE = 8 << 20  # bytes of a pickle at most; that of yolo11x with its optimizer has half a megabyte
-ZIP = b"PK\x03\x04"
-LEGACY = 4  # pickles that torch's older format begins with: a number, a version, the machine, the values
 SIZES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}  # bytes; others have one
 SIZES |= {"ComplexFloat": 8, "ComplexDouble": 16}
 TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
@@ -59,9 +57,6 @@ def stored(file: Path | BinaryIO) -> zipfile.ZipFile:
 def look_through(file: Path | BinaryIO) -> Any:
     """Read the plain values of a file, and make sure that the rest of it asks for no more than there is.
 
-    Args:
-        file: Written by torch, today's zip or the format before it.
-
     Returns:
         The values; tensors are None, and any other object is a `_Thing`.
 
@@ -69,10 +64,6 @@ def look_through(file: Path | BinaryIO) -> Any:
         CheckpointError: It is missing, damaged or packed, or asks for more.
     """
     try:
-        if isinstance(file, Path) and not _is_zip(file):
-            with open(file, "rb") as stream:
-                start, size = io.BytesIO(stream.read(PICKLE)), os.stat(file).st_size
-            return [_Reader(start, {}, size).load() for _ in range(LEGACY)][-1]
         with stored(file) as archive:
             entries = [each for each in archive.infolist() if each.filename.endswith("/data.pkl")]
             if len(entries) != 1:
@@ -82,7 +73,7 @@ def look_through(file: Path | BinaryIO) -> Any:
                 raise pickle.UnpicklingError(f"its pickle has {entry.file_size / 1e6:.0f} MB")
             folder = entry.filename.removesuffix(".pkl") + "/"
             sizes = {each.filename.removeprefix(folder): each.file_size for each in archive.infolist()}
-            values = _Reader(io.BytesIO(archive.read(entry)), sizes, sum(sizes.values())).load()
+            values = _Reader(io.BytesIO(archive.read(entry)), sizes).load()
             if _unfolds(values, entry.file_size):
                 raise pickle.UnpicklingError("its values unfold to more than the file holds")
             return values
@@ -97,14 +88,6 @@ def look_through(file: Path | BinaryIO) -> Any:
 
 def _title(file: Path | BinaryIO) -> str:
     return f"'{file}'" if isinstance(file, Path) else "The module tree of the checkpoint"
-
-
-def _is_zip(path: Path) -> bool:
-    """Tell as torch does; what is no file is left to `stored`."""
-    if not path.is_file():
-        return True
-    with open(path, "rb") as file:
-        return file.read(len(ZIP)) == ZIP
 
 
 def _unfolds(value: Any, limit: int) -> bool:
@@ -129,13 +112,12 @@ class _Reader(pickle._Unpickler):
 
     Args:
         file: The pickle.
-        sizes: The records of tensors: name -> bytes; empty where they follow the pickle.
-        budget: Bytes that may be asked for.
+        sizes: The records: name -> bytes.
     """
 
-    def __init__(self, file: BinaryIO, sizes: dict[str, int], budget: int) -> None:
+    def __init__(self, file: BinaryIO, sizes: dict[str, int]) -> None:
         super().__init__(file)
-        self.sizes, self.budget = sizes, 2 * budget  # a tensor may be there under two names
+        self.sizes, self.budget = sizes, 2 * sum(sizes.values())  # a tensor may be there under two names
         self.kinds = {base: type(base.__name__, (base,), {"reader": self}) for base in (_Thing, _Module, _Type)}
 
     def charge(self, count: int) -> None:
@@ -159,14 +141,11 @@ class _Reader(pickle._Unpickler):
             return self.kinds[_Module]
         return self.kinds[_Type if path == "numpy.dtype" else _Thing]
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Return what stands for a storage; a number of the older format stands for itself."""
-        if not isinstance(pid, tuple):
-            return pid
-        _, itemsize, key, _, numel, *_ = pid
-        if numel < 0 or (self.sizes and self.sizes[key] != numel * itemsize):
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return what stands for a storage."""
+        _, itemsize, key, _, numel = pid
+        if self.sizes[key] != numel * itemsize:
             raise pickle.UnpicklingError(f"its record 'data/{key}' has another size than its tensors")
-        self.charge(0 if self.sizes else numel * itemsize)
         return _Storage(numel, itemsize)
 
     def tensor(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> None:

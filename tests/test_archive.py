@@ -200,13 +200,3 @@ def test_whole_checkpoint_asks_for_what_it_has(tmp_path: Path) -> None:
     path = samples.save(tmp_path / "latest.pt", samples.state(7, model_state_dict=tensors))
     assert set(archive.look_through(path)["model_state_dict"]) == set(tensors)
     assert discovery.look(path).problem == ""
-
-
-def test_older_format_is_looked_through_too(tmp_path: Path) -> None:
-    """A model file may be of that; what follows its pickles is as long as they say."""
-    path = tmp_path / "old.pt"
-    torch.save({"epoch": 3, "weight": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
-    assert archive.look_through(path) == {"epoch": 3, "weight": None}
-    path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(CheckpointError, match=MORE):
-        archive.look_through(path)

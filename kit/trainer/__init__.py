@@ -232,7 +232,8 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         status.update(now=True, state="failed", error=str(error))
         raise
     status.update(now=True, state="finished", best_map=trainer.best_map)
-    best = f"best mAP {trainer.best_map:.4f} in {trainer.best}" if trainer.best_map is not None else "no validation"
+    where = f" in {trainer.best}" if trainer.best.exists() else ""
+    best = f"best mAP {trainer.best_map:.4f}{where}" if trainer.best_map is not None else "no validation"
     status.say(f"Training finished: {len(trainer.history)} epochs, {best}")
 
 

@@ -256,7 +256,10 @@ class Resumable(Recovery, Saving):
 
     def final_eval(self) -> None:
         """Validate the best model once more, with plots; unlike stock training, no file is changed."""
-        if not self.best.exists():
+        if self._read_best() is None:
+            self.run.status.say(
+                "There is no good best.pt, and no final evaluation: the results are those of the epochs"
+            )
             return
         LOGGER.info(f"\nValidating {self.best}...")
         self.validator.args.plots, self.validator.args.compile = self.args.plots, False

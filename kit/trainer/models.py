@@ -26,7 +26,9 @@ from ultralytics.nn.tasks import (
     torch_safe_load,
     yaml_model_load,
 )
+from ultralytics.utils.downloads import attempt_download_asset
 
+from kit import archive, checkpoint, storage
 from kit.checkpoint import shapes
 from kit.errors import CheckpointError, ModelError
 from kit.trainer.run import STOCK
@@ -38,6 +40,7 @@ def open_checkpoint(file: Path | io.BytesIO) -> Any:
     """Open a file that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
     with _SafeLoad.loading(file):
         if isinstance(file, io.BytesIO):
+            archive.look_through(file)
             file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path) or None)
 
@@ -52,19 +55,50 @@ def load_model(path: str) -> Any:
         The model, an fp32 `nn.Module` with its `yaml`.
 
     Raises:
-        ModelError: It is missing, damaged, or holds anything but a model.
+        ModelError: It is missing, damaged, or holds anything but a model of finite numbers.
     """
     try:
+        file = Path(attempt_download_asset(path))
+        archive.look_through(file)
+        storage.verify(file)
         loaded, _ = torch_safe_load(path, safe_only=True)
         if "ema_state_dict" in loaded and "model" not in loaded:
-            return assemble(loaded, "ema_state_dict")
-        model = loaded.get("ema") or loaded["model"]
-        if not isinstance(model, nn.Module):
-            raise TypeError("it holds no model")
+            model = assemble(loaded, "ema_state_dict")
+        else:
+            model = loaded.get("ema") or loaded.get("model")
+        if not isinstance(model, nn.Module) or not hasattr(model, "yaml"):
+            raise TypeError("it holds no model of Ultralytics'")
+        check_finite(model.state_dict())
         return model.float()
     except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
         text = " ".join(str(error).split())
         raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
+
+
+def read_best(path: Path) -> dict[str, Any]:
+    """Read a `best.pt` that is worth measuring.
+
+    Raises:
+        CheckpointError: It is missing or damaged, holds no model, or numbers that are not finite.
+    """
+    state = checkpoint.read(path, load=open_checkpoint)
+    try:
+        check_finite(state["ema_state_dict"])
+        check_finite(state["model"].state_dict())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' holds no model that can be measured: {error}.") from error
+    return state
+
+
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Make sure that a model's numbers are numbers.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"its tensor '{name}' is not finite")
 
 
 def is_here(model: str) -> bool:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
-from kit import checkpoint
-from kit.errors import KitError
-from kit.trainer import state
-from kit.trainer.models import open_checkpoint
+from kit import storage
+from kit.errors import CheckpointError, KitError
+from kit.trainer import models, state
 from kit.trainer.setup import Setup
 
 ATTEMPTS = 3  # halvings of the batch, and ways back from a loss that is not a number
@@ -104,15 +103,27 @@ class Recovery(Setup):
         advice = f"try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}"
         if self.nan_recovery_attempts > ATTEMPTS:
             raise KitError(f"The loss is not a number in epoch {epoch + 1}, for the fourth time in this run: {advice}.")
-        if not self.best.exists():
+        best = self._read_best()
+        if best is None:
             self.run.status.say("WARNING: The loss is not a number, and there is no best.pt to go back to")
             return False
-        self._go_back(checkpoint.read(self.best, load=open_checkpoint))
+        self._go_back(best)
         self.run.status.say(
             f"The loss is not a number in epoch {epoch + 1}: going back to the best model, of epoch {self.epoch} "
             f"(attempt {self.nan_recovery_attempts}/{ATTEMPTS})"
         )
         return True
+
+    def _read_best(self) -> dict[str, Any] | None:
+        """Return `best.pt`; None where there is none. One that is no good is said and set aside."""
+        if not self.best.exists():
+            return None
+        try:
+            return models.read_best(self.best)
+        except CheckpointError as error:
+            self.run.status.say(f"WARNING: {error}")
+            self.run.status.say(f"It was set aside as {storage.set_aside(self.best).name}")
+            return None
 
     def _go_back(self, saved: dict[str, Any]) -> None:
         attempts, steps = self.nan_recovery_attempts, self.global_step

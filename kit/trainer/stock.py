@@ -18,7 +18,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, TASK2METRIC
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import IterableSimpleNamespace
 
-from kit import checkpoint, randomness
+from kit import archive, checkpoint, randomness, storage
 from kit.checkpoint import plain
 from kit.config import NOT_YOURS
 from kit.errors import CheckpointError
@@ -33,6 +33,8 @@ def convert(path: Path) -> dict[str, Any] | None:
         CheckpointError: It holds a model and nothing to go on with.
     """
     try:
+        archive.look_through(path)
+        storage.verify(path)
         saved = models.open_checkpoint(path)
         model: Any = saved.get("ema") or saved.get("model")
         args = saved["train_args"]
