@@ -93,7 +93,7 @@ def install(missing: list[str]) -> str:
         KitError: pip failed; one sentence says why, and what to do.
     """
     before = installed()
-    source = [] if _index_answers(_name(missing[0])) else ["--no-index", *_attached_wheels()]
+    source = [] if _index_answers(_name(missing[0])) else ["--no-index", *_named_wheels()]
     with tempfile.TemporaryDirectory() as folder:
         stand_ins = {
             name: _stand_in(name, before, Path(folder))
@@ -163,10 +163,14 @@ def _index_answers(name: str) -> bool:
     return code == 0 or not re.search("connection|timed out|unreachable|resolution", said, re.IGNORECASE)
 
 
-def _attached_wheels() -> list[str]:
-    """Return pip's options for the folders under the input folder that hold wheels."""
-    wheels = Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("*.whl")
-    return [f"--find-links={folder}" for folder in sorted({wheel.parent for wheel in wheels})]
+def _named_wheels() -> list[str]:
+    """Return pip's options for the folders with wheels in the place that the user named: a wheel is code."""
+    named = os.environ.get("KIT_WHEELS")
+    return [f"--find-links={folder}" for folder in _with_wheels(Path(named))] if named else []
+
+
+def _with_wheels(root: Path) -> list[Path]:
+    return sorted({wheel.parent for wheel in root.rglob("*.whl")})
 
 
 def _pip_install(what: list[str], source: list[str], *options: str) -> None:
@@ -184,13 +188,15 @@ def _reason(said: str, source: list[str]) -> str:
                 "another environment in the notebook's settings, or a version of the kit that fits this one."
             )
     if source == ["--no-index"]:
+        others = ", ".join(f"'{each}'" for each in _with_wheels(Path(os.environ.get("KIT_INPUT") or "/kaggle/input")))
+        unused = f" Not used, because COPY does not name it: {others}." if others else ""
         return (
-            "there is no internet, and no wheels are attached. Switch it on (Session options), or see «Without "
+            f"there is no internet, and COPY names no wheels.{unused} Switch it on (Session options), or see «Without "
             "internet» in the README."
         )
     lacking = re.search(r"No matching distribution found for (\S+)", said)
     if source and lacking:
-        return f"there is no internet, and the attached wheels lack {lacking[1]}: make them anew as the README says."
+        return f"there is no internet, and the wheels in COPY lack {lacking[1]}: make them anew as the README says."
     errors = re.findall(r"(?im)^error:(?! *exception:) *(.+)$", said) or said.strip().splitlines()[-1:]
     return f"pip says «{errors[0] if errors else 'nothing'}»."
 

@@ -25,9 +25,11 @@ training goes on from the last checkpoint as if nothing had happened.
 """
 
 BOOTSTRAP = r'''
-# The kit at a tag, a branch or a commit (all 40 digits); the variables KIT_REPO and KIT_REF override the two. A copy
-# attached as an input stands in where it cannot be cloned, and only there: a forgotten old one would go unnoticed.
+# The kit at a tag, a branch or a commit (all 40 digits); the variables KIT_REPO and KIT_REF override the two.
 REPO, REF = "https://github.com/your-name/kaggle-yolo-kit.git", "main"
+# A copy of it stands in where it cannot be cloned, and only there: the folder of an input that is yours, say
+# "/kaggle/input/my-kit" (or KIT_COPY). From no other is anything run or installed.
+COPY = ""
 
 import os, re, sys, tempfile
 from pathlib import Path
@@ -37,14 +39,14 @@ CLONE = """export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true LC_ALL=C  # a question 
 cd "$0" && git init -q && timeout 15 git fetch -q --depth 1 "$1" "$2" &&
 git checkout -q FETCH_HEAD && git rev-parse HEAD"""
 REASONS = {  # what git says, and what that means
-    "git: .*not found": "git is not installed: attach a copy of the repository (Add input)",
+    "git: .*not found": "git is not installed: attach a copy of the repository (Add input) and name it as COPY",
     "remote ref|not our ref": "it has no such tag, branch or commit: correct REF",
-    "uthentication|' not found|denied|not appear|error: 40": "it is private or misspelt: correct REPO or attach a copy",
-    "": "is the internet on (Session options)? Or attach a copy of the repository (Add input)",
+    "uthentication|' not found|denied|not appear|error: 40": "it is private or misspelt: correct REPO or attach a COPY",
+    "": "is the internet on (Session options)? Or attach a copy of the repository (Add input) and name it as COPY",
 }
 
 
-def get_kit(repo, ref):
+def get_kit(repo, ref, copy):
     home = "/kaggle/temp" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else Path.home() / ".cache"
     clones = Path(os.environ.get("KIT_SCRATCH") or home, "kaggle-yolo-kit", ref)  # a folder for each commit
     for folder in [Path.cwd(), *Path.cwd().parents, clones / ref]:  # the notebook may lie in a clone
@@ -60,15 +62,20 @@ def get_kit(repo, ref):
             return commit
     trouble = f"The kit could not be cloned from {re.sub('//.*@', '//', repo)} at '{ref}'"
     reason = next(REASONS[words] for words in REASONS if re.search(words, git.stderr))
-    attached = Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("kit/bootstrap.py")
-    copies = sorted(clones.glob("*/kit/bootstrap.py"), key=os.path.getmtime) or sorted(attached)
+    copies = sorted(clones.glob("*/kit/bootstrap.py"), key=os.path.getmtime)
+    copies = copies or (sorted(Path(copy).rglob("kit/bootstrap.py")) if copy else [])
     if not copies or "REF" in reason:
+        attached = sorted(Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("kit/bootstrap.py"))
+        found = ", ".join(f"'{file.parents[1]}'" for file in attached)
+        reason += f". Not used, because COPY does not name it: {found}" if attached and not copies else ""
         raise SystemExit(f"{trouble}: {reason}.\n" + re.sub("//[^ ]*@", "//", git.stderr))
     print(f"{trouble}: the copy in {copies[-1].parents[1]} is used")
     return copies[-1].parents[1]
 
 
-sys.path.insert(0, str(get_kit(os.environ.get("KIT_REPO") or REPO, os.environ.get("KIT_REF") or REF)))
+REPO, REF, COPY = [os.environ.get(f"KIT_{name}") or globals()[name] for name in ("REPO", "REF", "COPY")]
+os.environ["KIT_WHEELS"] = COPY  # which may hold those too
+sys.path.insert(0, str(get_kit(REPO, REF, COPY)))
 for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
     del sys.modules[name]  # of the version that an earlier run of this cell has loaded
 from kit import bootstrap

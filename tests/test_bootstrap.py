@@ -54,6 +54,7 @@ class Machine:
             "HOME": str(self.folder),
             "KIT_INPUT": str(self.folder / "input"),
             "PIP_INDEX_URL": f"http://127.0.0.1:{port}/simple",
+            "KIT_WHEELS": str(self.folder / "input/mine"),
         }
 
     def have(self, name: str, version: str, requires: tuple[str, ...] = (), module: str = "") -> None:
@@ -173,28 +174,40 @@ def test_what_the_kit_names_is_installed_last(machine: Machine) -> None:
 
 
 def test_without_internet_attached_wheels_are_installed(machine: Machine, closed: int) -> None:
-    """Wherever they lie under the input folder, in Kaggle's old layout and its new one."""
+    """Wherever they lie in the input that is named; not the newer ones of another."""
     machine.offline(closed)
-    wheels.make(machine.folder / "input/wheels", "tool", "2.1", ["helper"])
-    wheels.make(machine.folder / "input/datasets/somebody/wheels/a/b", "helper", "1.0")
+    wheels.make(machine.folder / "input/mine/wheels", "tool", "2.1", ["helper"])
+    wheels.make(machine.folder / "input/mine/a/b", "helper", "1.0")
+    wheels.make(machine.folder / "input/somebody", "tool", "2.9", ["helper"])
     assert "installed helper 1.0, tool 2.1" in machine.setup()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_wheels_of_an_input_that_is_not_named_are_not_installed(machine: Machine, closed: int, named: bool) -> None:
+    """One sentence says where they lie."""
+    machine.offline(closed)
+    if not named:
+        del machine.variables["KIT_WHEELS"]
+    wheels.make(machine.folder / "input/somebody/flowers", "tool", "2.9")
+    said = machine.setup()
+    assert f"COPY names no wheels. Not used, because COPY does not name it: '{machine.folder}/input/somebody/fl" in said
+    assert len(said.splitlines()) == 1
+    assert machine.environment.has() == {}
 
 
 def test_without_internet_and_wheels_one_sentence_says_so(machine: Machine, closed: int) -> None:
     """Both ways out are named."""
     machine.offline(closed)
     said = machine.setup()
-    assert (
-        "error: tool>=2,<3 could not be installed: there is no internet, and no wheels are attached. Switch it" in said
-    )
+    assert "error: tool>=2,<3 could not be installed: there is no internet, and COPY names no wheels. Switch it" in said
     assert len(said.splitlines()) == 1
 
 
 def test_without_internet_the_wheel_that_is_lacking_is_named(machine: Machine, closed: int) -> None:
     """The data set was made for another version of the kit."""
     machine.offline(closed)
-    wheels.make(machine.folder / "input/wheels", "tool", "2.1", ["helper>=1"])
-    assert "the attached wheels lack helper>=1: make them anew" in machine.setup()
+    wheels.make(machine.folder / "input/mine", "tool", "2.1", ["helper>=1"])
+    assert "the wheels in COPY lack helper>=1: make them anew" in machine.setup()
     assert machine.environment.has() == {}
 
 

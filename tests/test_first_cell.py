@@ -136,15 +136,16 @@ def test_notebook_in_a_clone_uses_it(place: Path, repository: Repository) -> Non
 
 def test_attached_copy_does_not_win_over_the_clone(place: Path, repository: Repository) -> None:
     """One that was forgotten there would else be used for ever, whatever REF says."""
-    copy(place / "input/old", 1)
-    assert "cell 2" in run(place, repository.url)
+    assert "cell 2" in run(place, repository.url, KIT_COPY=str(copy(place / "input/old", 1)))
 
 
 @pytest.mark.parametrize("folder", ["kit-copy", "datasets/somebody/kit-copy/kaggle-yolo-kit-main"])
 def test_attached_copy_stands_in_without_internet(place: Path, closed: int, folder: str) -> None:
-    """In Kaggle's old layout and its new one; the cell says which copy it is."""
+    """The one that is named, in Kaggle's old layout and its new one; the cell says which copy it is."""
+    copy(place / "input/other", 6)
     copy(place / "input" / folder, 5)
-    said = run(place, f"http://127.0.0.1:{closed}/kit.git")
+    named = place / "input" / folder.removesuffix("/kaggle-yolo-kit-main")
+    said = run(place, f"http://127.0.0.1:{closed}/kit.git", KIT_COPY=str(named))
     assert f"could not be cloned from http://127.0.0.1:{closed}/kit.git at 'main': the copy in {place}/input" in said
     assert "cell 5" in said
 
@@ -152,8 +153,39 @@ def test_attached_copy_stands_in_without_internet(place: Path, closed: int, fold
 def test_last_of_several_attached_copies_is_taken(place: Path, closed: int) -> None:
     """By name, because Kaggle's dates mean nothing."""
     for version in (2, 1):
+        copy(place / f"input/mine/kit-v{version}", version)
+    assert "cell 2" in run(place, f"http://127.0.0.1:{closed}/kit.git", KIT_COPY=f"{place}/input/mine")
+
+
+def test_attached_copy_that_is_not_named_is_not_run(place: Path, closed: int) -> None:
+    """A data set of somebody else may hold one: it is said where it lies, and what to write."""
+    copy(place / "input/somebody/flowers", 5)
+    for named in ("", f"{place}/input/gone"):
+        said = run(place, f"http://127.0.0.1:{closed}/kit.git", KIT_COPY=named)
+        assert "cell 5" not in said
+        assert f"Not used, because COPY does not name it: '{place}/input/somebody/flowers'." in said.splitlines()[0]
+    cell = QUICK.replace('COPY = ""', f'COPY = "{place}/input/somebody"')
+    assert "cell 5" in run(place, f"http://127.0.0.1:{closed}/kit.git", cell=cell)
+
+
+def test_named_copy_is_where_wheels_are_looked_for(place: Path, closed: int) -> None:
+    """The bootstrap gets to know it; another name in a second run of the cell counts."""
+    for version in (1, 2):
         copy(place / f"input/kit-v{version}", version)
-    assert "cell 2" in run(place, f"http://127.0.0.1:{closed}/kit.git")
+    cell = "\n".join(
+        QUICK.replace('COPY = ""', f'COPY = "{place}/input/kit-v{version}"')
+        + "\nprint('wheels in', os.environ['KIT_WHEELS'])"
+        for version in (1, 2)
+    )
+    said = run(place, f"http://127.0.0.1:{closed}/kit.git", cell=cell)
+    assert [line for line in said.splitlines() if line.startswith(("cell", "wheels"))] == [
+        line
+        for version in (1, 2)
+        for line in (
+            f"cell {version}, module {version} {place}/input/kit-v{version}/kit/bootstrap.py",
+            f"wheels in {place}/input/kit-v{version}",
+        )
+    ]
 
 
 def test_earlier_clone_stands_in_before_an_attached_copy(place: Path, repository: Repository) -> None:
@@ -164,9 +196,9 @@ def test_earlier_clone_stands_in_before_an_attached_copy(place: Path, repository
     for number, clone in enumerate(sorted((place / "scratch/kaggle-yolo-kit/main").iterdir())):
         newer = "VERSION = 3" in (clone / "kit/part.py").read_text()
         os.utime(clone / "kit/bootstrap.py", (newer * 100 + number,) * 2)
-    copy(place / "input/old", 1)
+    copied = str(copy(place / "input/old", 1))
     shutil.rmtree(repository.folder)
-    said = run(place, repository.url)
+    said = run(place, repository.url, KIT_COPY=copied)
     assert f"the copy in {place}/scratch" in said
     assert "cell 3" in said
 
@@ -174,8 +206,7 @@ def test_earlier_clone_stands_in_before_an_attached_copy(place: Path, repository
 @pytest.mark.parametrize("ref", ["v9", "0123456789012345678901234567890123456789"])
 def test_bad_ref_is_one_sentence_and_nothing_stands_in(place: Path, repository: Repository, ref: str) -> None:
     """Another version than the one that was asked for is no way out."""
-    copy(place / "input/old", 1)
-    said = run(place, repository.url, ref)
+    said = run(place, repository.url, ref, KIT_COPY=str(copy(place / "input/old", 1)))
     assert f"The kit could not be cloned from {repository.url} at '{ref}': it has no such tag, branch or commit" in said
     assert said.splitlines()[1].startswith("fatal: "), "what git itself says stands below"
 
@@ -252,8 +283,8 @@ def test_machine_without_git_is_told(place: Path) -> None:
     (place / "bin").mkdir()
     (place / "bin/sh").symlink_to("/bin/sh")
     assert "git is not installed: attach a copy" in run(place, "https://example.org/kit.git", PATH=str(place / "bin"))
-    copy(place / "input/kit-copy", 5)
-    assert "cell 5" in run(place, "https://example.org/kit.git", PATH=str(place / "bin"))
+    copied = str(copy(place / "input/kit-copy", 5))
+    assert "cell 5" in run(place, "https://example.org/kit.git", PATH=str(place / "bin"), KIT_COPY=copied)
 
 
 def test_half_made_clone_is_never_used(place: Path, repository: Repository) -> None:

@@ -175,7 +175,7 @@ def test_batch_run_goes_on_from_the_output_of_a_killed_session(tmp_path: Path) -
     killed = kaggle.session("Interactive", values, internet=False, watch=saved(2))
     assert killed.killed, kaggle.console()
     output = kaggle.attach(killed.working, OUTPUTS[1])
-    shutil.rmtree(kaggle.input / "kit")
+    shutil.rmtree(kaggle.input / twin.COPY)
     finished = kaggle.session("Batch", values)
     assert f"Found checkpoint: {output}/runs/train/checkpoints/latest.pt" in finished.text
     assert "Training finished: 8 epochs" in finished.text
@@ -184,9 +184,9 @@ def test_batch_run_goes_on_from_the_output_of_a_killed_session(tmp_path: Path) -
 
 def attach_all(kaggle: Kaggle) -> None:
     """Attach what the notebook needs without internet."""
-    kaggle.attach(kaggle.repository, "kit")
+    kaggle.attach(kaggle.repository, twin.COPY)
     if twin.bare():
-        kaggle.attach(twin.WHEELS, "wheels")
+        kaggle.attach(twin.WHEELS, f"{twin.COPY}/wheels")
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ try:
 finally:
     nbformat.write(node, "train.ipynb")
 """
+COPY = "kit"  # the input with what a session without internet needs
 BATCH = ("-m", "papermill", NAME, "__notebook__.ipynb", "--kernel", "python3", "--no-progress-bar")
 UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--net")
 # A root of its own from what is there, and Kaggle's folders in it. The shell stays process 1: a kernel whose parent is
@@ -232,11 +233,13 @@ class Kaggle:
         return process.wait(), killed
 
     def _notebook(self, settings: dict[str, Any], internet: bool) -> nbformat.NotebookNode:
-        """Return the notebook as its user has edited it: the repository's address, and the settings."""
+        """Return the notebook as its user has edited it: where the kit is, and the settings."""
         node = nbformat.read(notebook.PATH, as_version=4)
         for cell in node.cells:
             if internet:
                 cell.source = re.sub(r"https://github\.com/your-name/[\w.-]+", f"file://{self.repository}", cell.source)
+            else:
+                cell.source = cell.source.replace('COPY = ""', f'COPY = "{self.folder(self.input) / COPY}"')
             cell.source = cell.source.replace("SETTINGS = dict(", f"SETTINGS = dict(**{settings!r},")
         return node
 
