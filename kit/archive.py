@@ -74,7 +74,7 @@ def look_through(file: Path | BinaryIO) -> Any:
             folder = entry.filename.removesuffix(".pkl") + "/"
             sizes = {each.filename.removeprefix(folder): each.file_size for each in archive.infolist()}
             values = _Reader(io.BytesIO(archive.read(entry)), sizes).load()
-            if _unfolds(values, entry.file_size):
+            if unfolds(values, entry.file_size):
                 raise pickle.UnpicklingError("its values unfold to more than the file holds")
             return values
     except CheckpointError:
@@ -86,11 +86,7 @@ def look_through(file: Path | BinaryIO) -> Any:
         raise CheckpointError(f"{_title(file)} is not a checkpoint: {text}.") from error
 
 
-def _title(file: Path | BinaryIO) -> str:
-    return f"'{file}'" if isinstance(file, Path) else "The module tree of the checkpoint"
-
-
-def _unfolds(value: Any, limit: int) -> bool:
+def unfolds(value: Any, limit: int) -> bool:
     """Tell whether there are more values than that, each counted as often as it is met: lists may share lists."""
     waiting, count = [value], 0
     while waiting and count + len(waiting) <= limit:
@@ -100,6 +96,10 @@ def _unfolds(value: Any, limit: int) -> bool:
         elif isinstance(each, (list, tuple, set)):
             waiting += each
     return bool(waiting)
+
+
+def _title(file: Path | BinaryIO) -> str:
+    return f"'{file}'" if isinstance(file, Path) else "The module tree of the checkpoint"
 
 
 class _Storage(NamedTuple):

@@ -19,7 +19,6 @@ from kit.config import Config
 from kit.description import VALIDATION
 from kit.errors import DataError
 
-LARGEST = 1 << 20  # bytes of a description
 LISTED = 20  # data sets that a message lists
 
 Found = dict[Path, Hashable]  # path -> what lies there, equal for two descriptions of the same; None where it is broken
@@ -152,7 +151,7 @@ def _describes(path: Path) -> bool:
     if path.stem == "data":
         return True
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > description.LARGEST:
             return False
         text = path.read_text(encoding="utf-8", errors="ignore")
         values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None

@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from kit import archive
 from kit.errors import DataError
 
+LARGEST = 1 << 20  # bytes of a description, and values in it
 SPLITS = ("train", "val", "test")
 VALIDATION = ("val", "validation", "valid", "test")  # folders of a classification set, in the order of Ultralytics
 IMAGES = frozenset(  # as Ultralytics has them
@@ -28,13 +30,19 @@ def read(path: Path) -> dict[str, Any]:
         DataError: It is missing, or no YAML.
     """
     try:
+        if path.stat().st_size > LARGEST:
+            raise DataError(
+                f"'{path}' has {path.stat().st_size / 1e6:.0f} MB and describes no data set. Check data=..."
+            )
         values = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
     except OSError as error:
         raise DataError(f"The data set '{path}' cannot be read: {error.strerror}. Check data=...") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date that is none
         raise DataError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise DataError(f"'{path}' must hold `train:`, `val:` and `names:` but holds {type(values).__name__}.")
+    if archive.unfolds(values, LARGEST):  # lists of lists of lists, by reference
+        raise DataError(f"'{path}' unfolds to more than it holds: write it without references.")
     return values
 
 
@@ -45,7 +53,7 @@ def classes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
         DataError: They are missing, not numbered from 0, or not as many as it says.
     """
     names, count = values.get("names"), values.get("nc")
-    if names is None and isinstance(count, int):
+    if names is None and isinstance(count, int) and count <= LARGEST:
         names = [f"class_{number}" for number in range(count)]
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]

@@ -20,6 +20,7 @@ from kit.errors import StorageError
 
 NAME = "status.json"
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
+LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
 
 
 class Status:
@@ -89,8 +90,8 @@ def plain(value: Any) -> Any:
 def read(folder: Path) -> dict[str, Any]:
     """Return what the run last said; empty where there is nothing readable."""
     try:
-        values = json.loads((folder / NAME).read_bytes())
-    except (OSError, ValueError):
+        values = json.loads((folder / NAME).read_bytes()) if (folder / NAME).stat().st_size < LARGEST else {}
+    except (OSError, ValueError, RecursionError):  # a thousand brackets
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -265,6 +265,30 @@ def test_date_that_is_none_is_no_description(place: Path) -> None:
     assert "is not YAML" in refused(place / "input/data.yaml")
 
 
+def references(depth: int) -> str:
+    """Lists of ten references to lists of ten references."""
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, depth))]
+    return "\n".join([*lines, f"names: *a{depth - 1}", "train: images", "val: images"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (references(8), "unfolds to more than it holds"),
+        ("train: images\nval: images\nnc: 10000000\n", "must list the classes as `names:`"),
+        ("#" * (1 << 20) + "\nnames: [cat]\n", "has 1 MB and describes no data set"),
+        ("[" * 10000, "is not YAML"),
+    ],
+    ids=["references", "number", "length", "brackets"],
+)
+def test_description_that_asks_for_much_is_refused(place: Path, text: str, reason: str) -> None:
+    """Before anything of it is made: what is attached is read without being asked for."""
+    (place / "input/images").mkdir()
+    (place / "input/data.yaml").write_text(text)
+    assert reason in refused(place / "input/data.yaml")
+    assert "data.yaml" in refused("auto")
+
+
 def test_missing_file_is_refused(place: Path) -> None:
     """The path is in the message, with the setting to check."""
     message = refused(place / "none.yaml")
@@ -396,7 +420,7 @@ def test_clone_of_a_repository_is_no_data_set(place: Path, monkeypatch: pytest.M
     (clone / "deep.yaml").write_text("train: x\nnames: " + "[" * 1500)
     shutil.copytree(clone, place / "scratch/only/clone")
     labels = path.with_name("annotations.yaml")
-    labels.write_text(path.read_text().replace("dog", "horse") + "#" * data.LARGEST)
+    labels.write_text(path.read_text().replace("dog", "horse") + "#" * description.LARGEST)
     assert resolved(path) == yaml.safe_load(data.resolve("auto").path.read_text())
     monkeypatch.setenv("KIT_INPUT", str(place / "scratch/only"))
     (place / "scratch/only/clone/coco.yaml").unlink()

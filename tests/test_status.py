@@ -77,9 +77,11 @@ def test_disk_that_refuses_does_not_end_training(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
-@pytest.mark.parametrize("raw", [b"", b'{"epoch": 1', b"[1]", b"null", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "raw", [b"", b'{"epoch": 1', b"[1]", b"null", b"\xff\xfe\x00", b"[" * 100_000, b" " * 5_000_000 + b'{"epoch": 1}']
+)
 def test_unreadable_progress_is_empty(tmp_path: Path, raw: bytes) -> None:
-    """A reader never stumbles over a torn or foreign file."""
+    """A reader never stumbles over a torn or foreign file, or takes long over a huge one."""
     (tmp_path / status.NAME).write_bytes(raw)
     assert status.read(tmp_path) == {}
 
