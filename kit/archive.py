@@ -27,7 +27,8 @@ SIZES |= {"ComplexFloat": 8, "ComplexDouble": 16}
 TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 WRAPPERS = ("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_meta_tensor_no_storage")
 MAKERS = re.compile(  # what torch would call, and what makes much of little
-    r"(builtins|__builtin__)\.bytearray|collections\.Counter|torch\.([\w.]+\.)?\w*Tensor|torch\.\w+\._rebuild\w*"
+    r"(builtins|__builtin__)\.bytearray|collections\.Counter|torch\.([\w.]+\.)?\w*Tensor|torch\.\w+\._rebuild\w*|"
+    r"torch\.nn\.modules\.rnn\.\w+"
 )
 NUMBERS = re.compile(r"[<>=|]?[?bfiuc]\d{0,2}")  # numpy's types of one number
 
@@ -118,7 +119,8 @@ class _Reader(pickle._Unpickler):
     def __init__(self, file: BinaryIO, sizes: dict[str, int]) -> None:
         super().__init__(file)
         self.sizes, self.budget = sizes, 2 * sum(sizes.values())  # a tensor may be there under two names
-        self.kinds = {base: type(base.__name__, (base,), {"reader": self}) for base in (_Thing, _Module, _Type)}
+        kinds: tuple[type[_Thing], ...] = (_Thing, _Module, _Parameter, _Type, _Text)
+        self.kinds = {base: type(base.__name__, (base,), {"reader": self}) for base in kinds}
 
     def charge(self, count: int) -> None:
         """Take what is asked for from the budget."""
@@ -139,7 +141,9 @@ class _Reader(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for '{path}'")
         if path.startswith(("torch.nn.modules.", "ultralytics.nn.")):
             return self.kinds[_Module]
-        return self.kinds[_Type if path == "numpy.dtype" else _Thing]
+        if name in WRAPPERS or name == "Parameter":
+            return self.kinds[_Parameter]
+        return self.kinds[_Type if path == "numpy.dtype" else _Text if path == "_codecs.encode" else _Thing]
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return what stands for a storage."""
@@ -190,6 +194,21 @@ class _Module(_Thing):
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise pickle.UnpicklingError("it builds a layer")
+
+
+class _Parameter(_Thing):
+    """Stands for a tensor, which is whole from the start."""
+
+    def __setstate__(self, _: Any) -> None:
+        raise pickle.UnpicklingError("it changes a tensor")
+
+
+class _Text(_Thing):
+    """Stands for bytes, written as text; other codecs may take the square of its length."""
+
+    def __init__(self, _: str, encoding: str = "") -> None:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it asks for the codec '{encoding}'")
 
 
 class _Type(_Thing):

@@ -179,6 +179,8 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
     try:
         state = load(path)
         foreign = _foreign(state)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         foreign = str(error).partition("GLOBAL ")[2].split(" ")[0] or "objects"
     except Exception as error:  # a pickle that is damaged can raise anything
@@ -204,7 +206,10 @@ def _foreign(state: Any) -> str:
     if packed is None:
         return ""
     tree = packed.numpy().tobytes()
-    archive.look_through(io.BytesIO(tree))
+    try:
+        archive.look_through(io.BytesIO(tree))
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error  # `read` knows the file's name
     named = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(tree))
     return next((name for name in named if not name.startswith(MODEL_CLASSES)), "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
@@ -21,6 +22,7 @@ from torch import nn
 from kit import archive, checkpoint, discovery, peek, session, storage
 from kit.errors import CheckpointError
 
+BIG = 3 << 30  # bytes
 MEMORY = 500 << 20  # bytes that a look may take beside the libraries
 LOOK = """
 import resource, sys
@@ -141,13 +143,27 @@ def shared_lists() -> bytes:
     return pickle.dumps({"architecture": {"names": value}}, 2)
 
 
+def changed_parameter() -> bytes:
+    """Give a parameter a state, which torch takes for the size that it is to have."""
+    file = io.BytesIO()
+    data = Call(torch._utils._rebuild_tensor_v2, Storage(64), 0, (64,), (1,), False, OrderedDict())
+    Writer(file, 2).dump([Changed(torch._utils._rebuild_parameter, data, False, OrderedDict())])
+    return file.getvalue()
+
+
+class Changed(Call):
+    """Pickles as a call, and a state for what it returns."""
+
+    def __reduce__(self) -> Any:
+        return (*self.call, (Storage(64), 0, (BIG,), (1,)))
+
+
 def own_list() -> bytes:
     value: list[Any] = []
     value.append(value)
     return pickle.dumps(value, 2)
 
 
-BIG = 3 << 30  # bytes
 MORE, REACH = "its values ask for more than the file holds", "a tensor reaches beyond its record"
 UNFOLD, SIZE = "its values unfold to more than the file holds", "its record 'data/0' has another size than its tensors"
 ASKS: dict[str, tuple[bytes, str]] = {
@@ -159,6 +175,9 @@ ASKS: dict[str, tuple[bytes, str]] = {
     ),
     "a layer": (many(1, nn.Linear, 9, 9), "it builds a layer"),
     "a type of numpy's": (many(1, numpy.dtype, f"V{BIG}"), f"it asks for numpy's type 'V{BIG}'"),
+    "a codec": (many(1, codecs.encode, "e" * 100, "punycode"), "it asks for the codec 'punycode'"),
+    "a layer that counts": (pickle.dumps(torch.nn.LSTM, 2), "it asks for 'torch.nn.modules.rnn.LSTM'"),
+    "a parameter of another size": (changed_parameter(), "it changes a tensor"),
     "copies of a set": (many(100, set, list(range(1000))), MORE),
     "copies of a dictionary": (many(2, OrderedDict, [("a", 1)] * 1000), "takes 1 positional argument but 2 were given"),
     "lists of lists": (shared_lists(), UNFOLD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import training
 from test_archive import repack
 from test_faults import acting
 from test_trainer import ASKED
+from training import stop_at
 
 from kit import config
-from kit.errors import CheckpointError, ModelError
+from kit.errors import CheckpointError, ModelError, Stopped
 from kit.trainer import evaluation, models
 
 Start = Callable[..., dict[str, Any]]
@@ -138,3 +140,24 @@ def test_damaged_best_is_not_measured(place: Path, damage: Callable[[Path], None
     damage(place / "working/runs/train/checkpoints/best.pt")
     with pytest.raises(CheckpointError, match=r"best\.pt' (is|holds) "):
         evaluation.evaluate(config.load(training._no_file(), values))
+
+
+@pytest.mark.parametrize("damage", [lose_a_number_of_the_average, make_latest])
+@pytest.mark.parametrize("attached", [False, True])
+def test_best_that_cannot_be_measured_is_no_best(
+    place: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], attached: bool
+) -> None:
+    """Its checksums are right. In the run folder it is set aside, and an attached one does not enter that."""
+    values = training.settings(place)
+    with pytest.raises(Stopped):
+        training.train(values, stop_at(ASKED + 2))
+    folder = place / "working/runs/train/checkpoints"
+    damage(folder / "best.pt")
+    if attached:
+        shutil.move(place / "working/runs", place / "input/runs")
+    training.train(values)
+    said = capsys.readouterr().out
+    assert re.search(r"WARNING: '.+/best\.pt' holds no model that can be measured: ", said)
+    assert ("It was set aside as best.pt.bad\n" in said) is not attached
+    assert "The best model so far is gone: the next validation writes a new best.pt." in said
+    models.open_best(folder / "best.pt")

@@ -17,14 +17,14 @@ from ultralytics.models.yolo.obb import OBBValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 
-from kit import data, datacheck, scores, session, storage
+from kit import checkpoint, data, datacheck, scores, session, storage
 from kit.checkpoint import BEST
 from kit.config import FREE, Config, differences, from_dict, load
 from kit.data import DataSet
 from kit.errors import CheckpointError, DataError
 from kit.status import plain
 from kit.trainer import quiet
-from kit.trainer.models import read_best
+from kit.trainer.models import open_best
 from kit.trainer.setup import make_samples
 
 WIDTH = 1280  # pixels of the picture of predictions
@@ -71,7 +71,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     best = config.run_folder / "checkpoints" / BEST
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
-    state = read_best(best)
+    state = checkpoint.read(best, load=open_best)
     file = scores.fingerprint(best)
     run, task = from_dict(state["config"]), state["architecture"]["task"]
     dataset = _find_data(config, run, state["architecture"])

@@ -28,7 +28,7 @@ from ultralytics.nn.tasks import (
 )
 from ultralytics.utils.downloads import attempt_download_asset
 
-from kit import archive, checkpoint, storage
+from kit import archive, storage
 from kit.checkpoint import shapes
 from kit.errors import CheckpointError, ModelError
 from kit.trainer.run import STOCK
@@ -75,13 +75,13 @@ def load_model(path: str) -> Any:
         raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
 
 
-def read_best(path: Path) -> dict[str, Any]:
-    """Read a `best.pt` that is worth measuring.
+def open_best(path: Path) -> Any:
+    """Open a `best.pt` that is worth measuring.
 
     Raises:
-        CheckpointError: It is missing or damaged, holds no model, or numbers that are not finite.
+        CheckpointError: It holds no model, or numbers that are not finite.
     """
-    state = checkpoint.read(path, load=open_checkpoint)
+    state = open_checkpoint(path)
     try:
         check_finite(state["ema_state_dict"])
         check_finite(state["model"].state_dict())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
-from kit import storage
+from kit import checkpoint, storage
 from kit.errors import CheckpointError, KitError
 from kit.trainer import models, state
 from kit.trainer.setup import Setup
@@ -119,7 +119,7 @@ class Recovery(Setup):
         if not self.best.exists():
             return None
         try:
-            return models.read_best(self.best)
+            return checkpoint.read(self.best, models.open_best)
         except CheckpointError as error:
             self.run.status.say(f"WARNING: {error}")
             self.run.status.say(f"It was set aside as {storage.set_aside(self.best).name}")

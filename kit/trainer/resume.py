@@ -18,7 +18,7 @@ from kit.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.status import Status, duration, read as news
 from kit.trainer import models, stock
-from kit.trainer.models import open_checkpoint
+from kit.trainer.models import open_best, open_checkpoint
 from kit.trainer.recovery import out_of_memory
 from kit.trainer.run import STOCK
 
@@ -193,7 +193,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     if found.path == best:
         return
     if best.exists():
-        seen = discovery.look(best, load=open_checkpoint)
+        seen = discovery.look(best, load=open_best)
         if seen.problem:
             status.say(f"WARNING: {seen.problem}")
             status.say(f"It was set aside as {storage.set_aside(best).name}")
@@ -205,7 +205,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         return
     for path in [*sorted(found.path.parent.glob(UPLOADED)), *sorted(session.inputs().rglob(UPLOADED))]:
         if path != best:
-            seen = discovery.look(path, load=open_checkpoint)
+            seen = discovery.look(path, load=open_best)
             if seen.problem:
                 status.say(f"WARNING: {seen.problem}")
             elif _same_best(seen, found):
