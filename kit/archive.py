@@ -37,7 +37,7 @@ def stored(file: Path | BinaryIO) -> zipfile.ZipFile:
     """Open the zip of a `.pt` file.
 
     Raises:
-        CheckpointError: A record is packed or there twice, or it is no file.
+        CheckpointError: A record is packed, there twice or elsewhere than torch puts it, or it is no file.
         Exception: It cannot be read, or is no zip; each kind of damage has its own.
     """
     if isinstance(file, Path) and file.exists() and not file.is_file():
@@ -50,8 +50,9 @@ def stored(file: Path | BinaryIO) -> zipfile.ZipFile:
                 f"{_title(file)} was packed anew by another program: its record '{entry.filename}' is compressed, and "
                 "torch would take the packed bytes for weights. Use the file as it was written."
             )
-    if len({entry.filename for entry in entries}) < len(entries) or sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError(f"{_title(file)} is no checkpoint: its records lie over each other.")
+    names, begin = {entry.filename for entry in entries}, min((entry.header_offset for entry in entries), default=0)
+    if len(names) < len(entries) or begin or sum(entry.file_size for entry in entries) > size:
+        raise CheckpointError(f"{_title(file)} is no checkpoint: its records do not lie as torch writes them.")
     return archive
 
 

@@ -96,7 +96,15 @@ def test_record_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     name = next(name for name in samples.records(path) if "/data/" in name)
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as added:
         added.writestr(name, bytes(256))
-    with pytest.raises(CheckpointError, match="its records lie over each other"):
+    with pytest.raises(CheckpointError, match="its records do not lie as torch writes them"):
+        storage.verify(path)
+
+
+def test_file_that_something_stands_before_is_refused(tmp_path: Path) -> None:
+    """A zip is read from its end, and torch reads from the beginning."""
+    path = samples.save(tmp_path / "latest.pt", samples.state(7))
+    path.write_bytes(b"HTTP/1.1 200 OK\r\n\r\n" + path.read_bytes())
+    with pytest.raises(CheckpointError, match="its records do not lie as torch writes them"):
         storage.verify(path)
 
 
