@@ -81,7 +81,9 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
     """Say what one file holds, and whether every byte of it is good."""
     try:
         state = checkpoint.read(path, load, verify=verify)
-        return Candidate(path, checkpoint.summarize(state), identify(state), dict(state["config"]), state=state)
+        config = dict(state["config"])
+        from_dict(config)  # which `changes` looks at
+        return Candidate(path, checkpoint.summarize(state), identify(state), config, state=state)
     except CheckpointError as error:
         return Candidate(path, problem=str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

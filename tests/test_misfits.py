@@ -60,6 +60,11 @@ def optimizer(whole: State, **changes: Any) -> State:
     return {"optimizer_state_dict": {**whole["optimizer_state_dict"], **changes}}
 
 
+def groups(whole: State) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = whole["optimizer_state_dict"]["param_groups"]
+    return found
+
+
 def moments(state: State) -> State:
     """Give a parameter moments of another shape, which torch's optimizer takes, to fail at the first step."""
     kept = state["optimizer_state_dict"]["state"]
@@ -93,6 +98,22 @@ TRIED: dict[str, Callable[[State], State]] = {  # found out where the model take
     "decided rubbish": loop(decided={"batch": "rubbish", "optimizer": 3}),
     "rubbish of the stopper": loop(stopper={"best_epoch": "x"}),
     "rubbish of steps": loop(last_opt_step="x"),
+    "rubbish of the learning rate": lambda state: {
+        "scheduler_state_dict": {**state["scheduler_state_dict"], "last_epoch": "x"}
+    },
+    "optimizer that lacks a setting": lambda state: optimizer(
+        state, param_groups=[{k: v for k, v in g.items() if k != "betas"} for g in groups(state)]
+    ),
+    "optimizer with rubbish": lambda state: optimizer(state, param_groups=[{**g, "lr": "x"} for g in groups(state)]),
+    "optimizer that remembers rubbish": lambda state: optimizer(state, state={0: {"exp_avg": "x"}}),
+    "text for a loss": loop(loss="x"),
+    "number for losses": loop(tloss=3),
+    "text for a fitness": loop(best_fitness="x"),
+    "number for metrics": loop(metrics=3),
+    "number for data": lambda state: {"architecture": {**state["architecture"], "data": 3}},
+    "number for files": lambda state: {"architecture": {**state["architecture"], "files": 3}},
+    "text for ranks": lambda state: {"ranks": "x"},
+    "numbers for names of results": lambda state: {"history": [{1: 2.0}]},
     "random rubbish": lambda state: {"rng_state": {"torch": "x"}},
 }
 UNSOUND: dict[str, Callable[[State], State]] = {  # found out in a first look
@@ -103,6 +124,7 @@ UNSOUND: dict[str, Callable[[State], State]] = {  # found out in a first look
     "list of an epoch": lambda state: {"epoch": [1]},
     "no progress": lambda state: {"progress": None},
     "text in the results": lambda state: {"history": [{"epoch": "x"}]},
+    "number for settings": lambda state: {"config": {**state["config"], "kit": 3}},
     "no numbers": lambda state: {"best_map": "high"},
 }
 

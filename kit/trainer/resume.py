@@ -21,6 +21,7 @@ from kit.trainer import models, stock
 from kit.trainer.models import open_best, open_checkpoint
 from kit.trainer.recovery import out_of_memory
 from kit.trainer.run import STOCK
+from kit.trainer.state import check
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
 SHOWN = 3  # checkpoints that are said not to be taken; `find` lists them all
@@ -101,6 +102,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if found is None or found.summary is None or found.state is None:
         return None
     state, changed = found.state, discovery.changes(found, config)
+    with fitting(str(found.path)):
+        check(state)
     if changed and resume == "auto":
         raise MismatchError(
             f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "

@@ -9,6 +9,7 @@ clock, and what set-up decided (optimizer, learning rate, batch size, mixed prec
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -36,6 +37,39 @@ def versions() -> dict[str, Any]:
         "gpu": sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}),  # not how many
         "threads": torch.get_num_threads(),
     }
+
+
+def check(state: dict[str, Any]) -> None:
+    """Make sure that a checkpoint's values are of the kinds that they are taken for, hours later some of them.
+
+    Raises:
+        TypeError, KeyError: They are not.
+    """
+    loop, architecture = state["loop"], state["architecture"]
+    tables = {name: loop[name] for name in ("metrics", "stopper", "criterion", "decided")}
+    tables |= {name: state[name] for name in ("scheduler_state_dict", "scaler_state_dict", "progress", "gradients")}
+    tables |= {name: architecture.get(name) or {} for name in ("files", "data")}
+    tables |= {name: loop[name] or {} for name in TENSORS[1:]}
+    optimizer = state["optimizer_state_dict"]
+    groups = [{**group, "param_group": None} for group in optimizer["param_groups"]]
+    numbers = [
+        tables[name] for name in ("metrics", "stopper", "criterion", "scheduler_state_dict", "scaler_state_dict")
+    ]
+    numbers += [optimizer["state"], state.get("ranks"), loop["ema_updates"], *(loop[name] for name in SCALARS), *groups]
+    keys = [key for row in [*tables.values(), *state["history"]] for key in dict(row)]
+    if not isinstance(loop["loss"], (torch.Tensor, type(None))) or not all(isinstance(key, str) for key in keys):
+        raise TypeError("no sound values")
+    for value in _leaves(numbers):
+        if not isinstance(value, (int, float, torch.Tensor, type(None))):
+            raise TypeError(f"{value!r:.60} is no number")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def restore(trainer: Any, state: dict[str, Any], changed: bool = False) -> None:
@@ -85,8 +119,12 @@ def _restore_optimizer(trainer: Any, state: dict[str, Any], changed: bool) -> No
     for old, group in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         if "fused" in group:
             old["fused"] = group["fused"]  # the device, not the checkpoint, picks the kernel
+    needed = [set(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     scheduler.load_state_dict(state["scheduler_state_dict"])
+    for names, group in zip(needed, optimizer.param_groups, strict=True):
+        if lacking := names - set(group):
+            raise KeyError(lacking.pop())
     for parameter, kept in optimizer.state.items():  # which takes any shape, and fails at its first step
         for name, value in kept.items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
