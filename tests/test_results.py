@@ -22,7 +22,7 @@ from kit import config, launch, scores, session
 from kit.config import Config
 from kit.dashboard import results
 from kit.errors import CheckpointError, DataError, Stopped
-from kit.trainer import evaluation, setup
+from kit.trainer import evaluation, models, setup
 
 LEARNS = {  # enough from twelve images for a mAP that settings change
     "epochs": 40,
@@ -362,7 +362,7 @@ def test_slim_model_predicts_and_is_small(place: Path) -> None:
     checked = trained(place, epochs=1)
     slim, best = checked.run_folder / "slim.pt", checked.run_folder / "checkpoints/best.pt"
     assert slim.stat().st_size < best.stat().st_size / 3
-    state = evaluation.open_checkpoint(slim)
+    state = models.open_checkpoint(slim)
     assert (state["epoch"], state["of_epoch"]) == (-1, 1)
     assert state["optimizer"] is state["ema"] is None
     assert {value.dtype.itemsize for value in state["model"].parameters()} == {2}
