@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kit.errors import LostError
+from kit import deaths, machine
+from kit.errors import DiedError, InputError, LostError
 from kit.worker import PARENT, tie_to_parent
 
 STOP = signal.SIGUSR1
@@ -36,27 +37,29 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    kills = machine.oom_kills()
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
-        return explain(error.failures)
+        return explain(error.failures, kills)
     except SignalException:
         return 1
     return 0
 
 
-def explain(failures: Mapping[int, Any]) -> int:
+def explain(failures: Mapping[int, Any], kills_before: int = 0) -> int:
     """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
 
     Args:
         failures: torch's `ProcessFailure` by rank.
+        kills_before: What `machine.oom_kills` was while all lived.
     """
     consequences = (LostError.exit_code, -signal.SIGTERM)
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
     if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
-        print(f"error: Training process {rank} was ended by {name}: run again to go on from the last checkpoint.")
-    return 2 if first.exitcode == 2 else 1
+        print(f"error: {deaths.lost(f'Training process {rank}', first.exitcode, kills_before)}")
+        return DiedError.exit_code
+    return first.exitcode if first.exitcode in (InputError.exit_code, DiedError.exit_code) else 1
 
 
 def _pass_on(number: int, frame: object) -> None:

@@ -19,6 +19,7 @@ from kit import storage
 from kit.errors import StorageError
 
 NAME = "status.json"
+AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 
 
@@ -93,6 +94,14 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Change what a run last said, when its process is gone."""
+    if known := read(folder):
+        text = json.dumps({**known, **values}, indent=1).encode()
+        with contextlib.suppress(StorageError):
+            storage.publish(folder / NAME, lambda file: file.write(text), durable=False)
 
 
 def duration(seconds: float) -> str:

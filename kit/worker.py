@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import traceback
 from types import FrameType
 from typing import TextIO
 
-from kit import session
+from kit import deaths, session
 from kit.config import Config
 from kit.errors import KitError, LostError, Stopped
 
@@ -85,10 +84,10 @@ def main(config: Config, resume: str) -> int:
         if shown is not sys.stderr:
             print(f"error: Process {world.rank}: {error!r}", file=shown)
         code = 1
-    if world.size > 1 and code:
+    if code:
         for file in (shown, sys.stdout, sys.stderr):
             file.flush()
-        os._exit(code)  # a library that still waits for the others would wait for long
+        os._exit(code)  # a library that still waits for a lost worker, or for other processes, would wait for long
     return code
 
 
@@ -114,10 +113,9 @@ def measure(config: Config) -> int:
 def tie_to_parent(parent: int, number: int = signal.SIGTERM) -> None:
     """Have the kernel send a signal when the parent dies, so that no orphan holds a GPU.
 
-    prctl(2), PR_SET_PDEATHSIG = 1. The parent may have died before this call: then it is too late for the signal.
+    The parent may have died before this call: then it is too late for the signal.
     Threads die one by one, and the first may send it: for some milliseconds `os.getppid()` still names the parent.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
+    deaths.die_with_parent(number)
     if os.getppid() != parent:
         raise SystemExit(1)

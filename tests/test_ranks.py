@@ -283,9 +283,10 @@ def test_one_process_per_gpu_is_started(
 @pytest.mark.parametrize(
     ("codes", "code", "said"),
     [
-        ({0: 76, 1: -9}, 1, "Training process 1 was ended by SIGKILL"),
+        ({0: 76, 1: -9}, 77, "Training process 1 was ended by SIGKILL"),
         ({0: 2, 1: -15}, 2, ""),
         ({0: 76, 1: 2}, 2, ""),
+        ({0: 77, 1: 76}, 77, ""),
         ({0: 76}, 1, ""),
     ],
 )

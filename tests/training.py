@@ -184,9 +184,13 @@ def _walk(one: Any, other: Any, path: str) -> Iterator[str]:
 
 
 class Child:
-    """`python -m kit train` in a process of its own, as a user starts it."""
+    """`python -m kit train` in a process of its own, as a user starts it, but for `kit.restarts=0`."""
 
     def __init__(self, working: Path, words: list[str], **environment: str) -> None:
+        words = list(words)
+        if not any(word.startswith("kit.restarts=") for word in words):  # who kills a run wants to see it ended
+            first = next((n for n, word in enumerate(words) if "=" in word), len(words))
+            words.insert(first, "kit.restarts=0")
         self.working = working
         self.log = open(working / "output.txt", "a+")  # noqa: SIM115
         self.process = subprocess.Popen(

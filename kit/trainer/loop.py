@@ -75,7 +75,7 @@ class Resumable(Recovery, Saving):
         finally:
             self.run.close()
             for loader in (self.train_loader, self.test_loader):
-                loader.close()  # the workers ignore signals: they end here, or when they see that this process has
+                loader.close()
 
     def _take_up(self) -> None:
         """Stand where the checkpoint stands, or at the beginning."""

@@ -23,6 +23,7 @@ from kit.trainer.run import Run
 from kit.trainer.setup import Setup
 
 WAIT_S, POLL_S = 60.0, 1.0  # for room, where the last save of a run or of a session finds none
+SILENCE_S = 60.0  # without a batch, until that is said
 
 
 class Saving(Setup):
@@ -35,7 +36,7 @@ class Saving(Setup):
     global_step: int
     loss: Any
     snapshot: Snapshot
-    _warned = _thinned = False
+    _warned = _thinned = _silent = False
     _unwritten = ""
     _told: dict[str, Any] | None = None
     _failures: set[str]
@@ -293,6 +294,16 @@ class Saving(Setup):
             self.run.status.update(**self._place())
             self._look_ahead()
             raise Stopped(reason)
+
+    def _wait_for_batch(self, seconds: float) -> None:
+        """Hear a stop while no batch comes, and say once that none does."""
+        if seconds > SILENCE_S and not self._silent:
+            self._silent = True
+            self.run.status.say(
+                f"WARNING: No batch has come from the loader for {seconds:.0f} s: does a disk not answer? Training "
+                "waits, and a stop is heard."
+            )
+        self._stop_if_asked()
 
     def _reason(self) -> str:
         """Return why to stop now, or an empty text."""
