@@ -7,7 +7,8 @@ KitError                    exit code 1
 │   ├── ModelError          a model file
 │   ├── CheckpointError     a file that is no whole checkpoint of this kit
 │   ├── MismatchError       a good checkpoint that belongs to other settings
-│   └── StorageError        a folder or a disk that cannot take what has to be written
+│   ├── StorageError        a folder or a disk that cannot take what has to be written
+│   └── MovedError          the run folder was moved away, or another run is in its place
 ├── BusyError               1: another process holds the run folder
 ├── LostError               76: another process of the same training has ended; `kit train` exits with that one's code
 ├── DiedError               77: a part of training was killed; `kit train` starts again from the checkpoint, or exits 1
@@ -67,6 +68,10 @@ class StorageError(InputError):
     def __init__(self, message: str, *, full: bool = False, published: bool = False) -> None:
         super().__init__(message)
         self.full, self.published = full, published
+
+
+class MovedError(InputError):
+    """The run folder is no longer the one that was locked: nothing may be written into what stands in its place."""
 
 
 class BusyError(KitError):

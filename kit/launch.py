@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def run(
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
     folder = config.run_folder
     new = not folder.exists()
-    storage.make_folder(folder)
+    made = os.stat(storage.make_folder(folder))
     storage.make_room(folder, 0)  # the log lies there too
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
 
@@ -105,8 +105,10 @@ def run(
             with Log(folder / LOG, tell) as log:
                 code = _train(config, resume, start, log, said, asked)
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
-    if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
-        shutil.rmtree(folder)  # it was made above and holds nothing but this failure
+    with suppress(FileNotFoundError):  # it was moved away
+        same = new and os.path.samestat(made, os.stat(folder))
+        if code == 2 and same and not list((folder / "checkpoints").glob("*.pt")):
+            shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import storage
-from kit.errors import StorageError
+from kit.errors import MovedError, StorageError
 
 NAME = "status.json"
 AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
@@ -53,7 +53,7 @@ class Status:
             self._job.result()
 
     def _write(self, text: bytes) -> None:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, MovedError):
             storage.publish(self.path, lambda file: file.write(text), durable=False)
 
     def due(self) -> bool:

@@ -317,6 +317,7 @@ class Saving(Setup):
         self._tell_saves()
         self._compare_losses()
         if self.run.status.due():
+            storage.check_place(self.run.folder)
             saved = (self.run.writer.position or {}).get("global_step", 0)
             receipt = self.run.receipt.note(self.global_step, self.tloss, saved) if self.run.config.kit.receipt else {}
             self.run.status.update(state="training", receipt=receipt, **self._place())
