@@ -117,9 +117,9 @@ def train(values: dict[str, Any], stop: Callable[[], str] = lambda: "", resume: 
     return read(config.run_folder / "checkpoints" / "latest.pt")
 
 
-def start(place: Path, values: dict[str, Any], *arguments: str) -> Child:
+def start(place: Path, values: dict[str, Any], *arguments: str, **environment: str) -> Child:
     """Start the training that `train` does, in a process of its own."""
-    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments])
+    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments], **environment)
 
 
 def _no_file() -> Path:
