@@ -41,20 +41,24 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
-        return explain(error.failures, kills)
+        return explain(error.failures, kills, bool(_stopped))
     except SignalException:
         return 1
     return 0
 
 
-def explain(failures: Mapping[int, Any], kills_before: int = 0) -> int:
+def explain(failures: Mapping[int, Any], kills_before: int = 0, stopped: bool = False) -> int:
     """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
 
     Args:
         failures: torch's `ProcessFailure` by rank.
         kills_before: What `machine.oom_kills` was while all lived.
+        stopped: A stop was passed on, which ends those that have nothing to save.
     """
     consequences = (LostError.exit_code, -signal.SIGTERM)
+    if stopped and all(each.exitcode in consequences for each in failures.values()):
+        print("Stopped before training began: run again.")
+        return 0  # as for any stop
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
     if first.exitcode < 0:
         print(f"error: {deaths.lost(f'Training process {rank}', first.exitcode, kills_before)}")
@@ -62,9 +66,13 @@ def explain(failures: Mapping[int, Any], kills_before: int = 0) -> int:
     return first.exitcode if first.exitcode in (InputError.exit_code, DiedError.exit_code) else 1
 
 
+_stopped: list[int] = []
+
+
 def _pass_on(number: int, frame: object) -> None:
     import psutil  # comes with ultralytics
 
+    _stopped.append(number)
     children = psutil.Process().children()
     for child in children:
         child.terminate()

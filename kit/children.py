@@ -15,6 +15,7 @@ from subprocess import Popen
 from types import TracebackType
 
 from kit import agent, backup, machine, session
+from kit.bounds import ANSWER_S, Bounds
 from kit.errors import Stopped
 from kit.worker import PARENT
 
@@ -38,6 +39,10 @@ class Log:
     def show(self) -> None:
         """Pass on what has come since; an empty text where nothing has."""
         self._follow(self._decode(self._tail.read()))
+
+    def changed(self) -> float:
+        """Return the date of its last change, in Unix seconds."""
+        return os.fstat(self.output.fileno()).st_mtime
 
     def say(self, line: str) -> None:
         """Append a line of the launcher's own; where the disk takes none it is only passed on."""
@@ -85,37 +90,52 @@ def watch(
     child: Popen[bytes],
     log: Log,
     asked: list[float],
+    bounds: Bounds,
     several: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
-    """Wait for the end of a child, and pass a stop on to it.
+    """Wait for the end of a child, pass a stop on to it, and end it where it does not answer.
 
     Args:
         child: The child.
         log: Of the child.
-        asked: Requests to stop; it may grow.
+        asked: Requests to stop; it may grow, and does at the session's limit.
+        bounds: Of the child.
         several: The child is torchrun.
         tick: Called ten times a second.
 
     Returns:
-        Its exit code, 75 where it was stopped before it began; the negative number of another signal that ended it.
+        Its exit code, 75 where it was stopped before it began or did not answer; the negative number of another signal
+        that ended it.
     """
-    sent = 0
+    sent, since, hung = 0, 0.0, False
     try:
         while child.poll() is None:
             log.show()
             tick()
+            if not asked and bounds.over():
+                asked.append(time.monotonic())
+                log.say("WARNING: The session's limit is near, and training has not left by itself.")
             if len(asked) > sent:
-                sent = len(asked)
+                sent, since = len(asked), since or time.time()
                 child.send_signal(agent.STOP if several else signal.SIGTERM)
                 log.say("Stopping: the last checkpoint is being written ...")
+            if since and not hung and bounds.hangs(since, log.changed()):
+                hung = True
+                child.kill()
             time.sleep(POLL_S)
     except BaseException:
         child.terminate()  # a failing follower must not leave training behind
-        child.wait()
+        try:
+            child.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
         raise
     log.show()
-    if sent and -child.returncode in (signal.SIGTERM, agent.STOP):
+    if hung:
+        log.say("WARNING: Training did not answer the stop and was ended: run again to go on from the last checkpoint.")
+        return Stopped.exit_code
+    if -child.returncode in (signal.SIGTERM, signal.SIGINT, agent.STOP):
         log.say("Stopped before training began: run again.")
         return Stopped.exit_code
     return child.returncode

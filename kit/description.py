@@ -27,6 +27,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It is missing, or no YAML.
     """
+    if path.exists() and not path.is_file():  # to open a pipe waits for who writes into it
+        raise DataError(f"The data set '{path}' is no plain file: check data=...")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
     except OSError as error:

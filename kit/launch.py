@@ -25,14 +25,14 @@ from subprocess import Popen
 from typing import Any
 
 from kit import backup, children, config as config_module, data, deaths, machine, scores, session, status, storage
+from kit.bounds import LAST_S, Bounds
 from kit.children import Log
 from kit.config import Config
-from kit.errors import CheckpointError, DiedError, InputError, KitError, Stopped
+from kit.errors import CheckpointError, DiedError, InputError, KitError, ModelError, Stopped
 from kit.keeper import Keeper
 from kit.restarts import Restarts
 
 LOG = "train.log"
-LAST_S = 20.0  # seconds of the session that are left to what follows a measurement
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
 
 
@@ -74,6 +74,10 @@ def run(
     data.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
+    for name in ("model", "pretrained"):
+        file = Path(str(config.get(name)))
+        if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe waits for who writes into it
+            raise ModelError(f"The model '{file}' is no plain file: check {name}=...")
     folder = config.run_folder
     new = not folder.exists()
     made = os.stat(storage.make_folder(folder))
@@ -92,7 +96,7 @@ def run(
         code = 0
         if config.kit.backup:
             with Log(folder / LOG, tell) as log:
-                code = children.watch(start(log, resume, task=backup.FETCH), log, asked)
+                code = children.watch(start(log, resume, task=backup.FETCH), log, asked, Bounds(config))
                 if code < 0:
                     log.say(f"error: {deaths.lost('The process that fetches the backup', code, machine.oom_kills())}")
                     code = 1
@@ -130,7 +134,9 @@ def _train(
             said.clear()
             kills = machine.oom_kills()
             child = start(log, restarts.begin(), count, **{status.AGAIN: "\n".join(restarts.lines)})
-            code = children.watch(child, log, asked, count > 1, keeper.watch if keeper else lambda: None)
+            code = children.watch(
+                child, log, asked, Bounds(config), count > 1, keeper.watch if keeper else lambda: None
+            )
             if code >= 0 and code != DiedError.exit_code:
                 break
             told = _error("".join(said).splitlines())

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import TextIO
 
@@ -24,23 +25,31 @@ def is_worker() -> bool:
 
 
 class Stop:
-    """Tells the trainer when to stop because of a signal; it is asked after every batch.
+    """Tells the trainer when to stop because of a signal; it is asked after every batch, and while it waits for one.
+
+    Until it is asked for the first time there is nothing to save: a signal ends the process, whatever it is at.
 
     Args:
         apart: There are processes on other machines too.
     """
 
     def __init__(self, apart: bool = False) -> None:
-        self.reason, self.apart = "", apart
+        self.reason, self.apart, self.began = "", apart, False
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
+        if not self.began:
+            self.began = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.on_stop)
+        if self.reason:
+            with suppress(OSError):
+                os.utime(1)  # the log's date: a sign of life for who has asked, also where the disk is full
         return self.reason
 
     def heed(self, parent: int) -> None:
         """Take the signals of this process, and the kernel's when the parent dies."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.on_stop)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
         signal.signal(ORPHANED, self.on_orphaned)
         tie_to_parent(parent, ORPHANED)
 
@@ -50,7 +59,9 @@ class Stop:
 
     def on_orphaned(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
-        if self.apart:  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+        if (
+            self.apart or not self.began
+        ):  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
             os._exit(1)
         self.on_stop(number, frame)
         signal.alarm(ORPHAN_S)

@@ -47,6 +47,7 @@ FLOORS = {
     "dashboard": 4,
     "backup": 5,
     "launch": 5,
+    "bounds": 5,
     "children": 5,
     "keeper": 5,
     "restarts": 5,

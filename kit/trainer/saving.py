@@ -19,6 +19,7 @@ from kit.errors import KitError, Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
 from kit.trainer.capture import Snapshot, as_slim, as_ultralytics
+from kit.trainer.receipt import AHEAD_S
 from kit.trainer.run import Run
 from kit.trainer.setup import Setup
 
@@ -36,7 +37,7 @@ class Saving(Setup):
     global_step: int
     loss: Any
     snapshot: Snapshot
-    _warned = _thinned = _silent = False
+    _warned = _thinned = _silent = _ahead = False
     _unwritten = ""
     _told: dict[str, Any] | None = None
     _failures: set[str]
@@ -297,6 +298,10 @@ class Saving(Setup):
 
     def _wait_for_batch(self, seconds: float) -> None:
         """Hear a stop while no batch comes, and say once that none does."""
+        if self._ahead:
+            if seconds > AHEAD_S:
+                raise RuntimeError("no batch has come")
+            return
         if seconds > SILENCE_S and not self._silent:
             self._silent = True
             self.run.status.say(
@@ -345,6 +350,7 @@ class Saving(Setup):
             "losses": {name: float(value) for name, value in (self.tloss or {}).items()},
             "elapsed_s": time.monotonic() - self.train_time_start,
             "best_map": self.best_map,
+            "stop_s": self.run.limit.slowest_s + self.run.writer.latency_s,
             **self.run.limit.report(),
         }
 
