@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import pytest
 import training
 from test_deaths import hook
 from test_launch import _members
+from test_processes import gone, start
+from test_ranks import run_settings
 from training import Child
 
 from kit import bounds, config, launch, session, status
@@ -103,6 +106,29 @@ def test_stop_ends_what_hangs_before_training(place: Path, at: str) -> None:
     assert press(child) == 75, child.output()
     assert "Stopped before training began: run again." in child.output()
     assert "Traceback" not in child.output()
+
+
+@pytest.mark.slow
+def test_stop_ends_two_processes_that_hang_before_training(place: Path) -> None:
+    """Under torchrun: one of them hangs, the other waits for it; exit 75, and nobody is left."""
+    text = BLOCKED.format(module="kit.datacheck", name="check", pipe=str(pipe(place / "pipe")))
+    child = start(place, run_settings(place), 2, **hook(place, text))
+    child.wait_for(lambda _: (place / "working/runs/train/.lock").exists())
+    time.sleep(1)
+    ranks = [int(each) for each in _members_named(place)]
+    assert press(child) == 75, child.output()
+    assert "Stopped before training began: run again." in child.output()
+    assert gone(ranks, 5)
+
+
+def _members_named(place: Path) -> list[str]:
+    """Return the processes that train below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"KIT_WORKING={place}/working\0".encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def test_stop_is_heard_while_a_worker_hangs(place: Path) -> None:
