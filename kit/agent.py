@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kit.errors import LostError
+from kit import deaths, machine
+from kit.errors import DiedError, InputError, LostError
 from kit.worker import PARENT, tie_to_parent
 
 STOP = signal.SIGUSR1
@@ -36,32 +37,42 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    kills = machine.oom_kills()
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
-        return explain(error.failures)
+        return explain(error.failures, kills, bool(_stopped))
     except SignalException:
         return 1
     return 0
 
 
-def explain(failures: Mapping[int, Any]) -> int:
+def explain(failures: Mapping[int, Any], kills_before: int = 0, stopped: bool = False) -> int:
     """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
 
     Args:
         failures: torch's `ProcessFailure` by rank.
+        kills_before: What `machine.oom_kills` was while all lived.
+        stopped: A stop was passed on, which ends those that have nothing to save.
     """
     consequences = (LostError.exit_code, -signal.SIGTERM)
+    if stopped and all(each.exitcode in consequences for each in failures.values()):
+        print("Stopped before training began: run again.")
+        return 0  # as for any stop
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
     if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
-        print(f"error: Training process {rank} was ended by {name}: run again to go on from the last checkpoint.")
-    return 2 if first.exitcode == 2 else 1
+        print(f"error: {deaths.lost(f'Training process {rank}', first.exitcode, kills_before)}")
+        return DiedError.exit_code
+    return first.exitcode if first.exitcode in (InputError.exit_code, DiedError.exit_code) else 1
+
+
+_stopped: list[int] = []
 
 
 def _pass_on(number: int, frame: object) -> None:
     import psutil  # comes with ultralytics
 
+    _stopped.append(number)
     children = psutil.Process().children()
     for child in children:
         child.terminate()

@@ -54,6 +54,7 @@ class KitSettings:
     receipt: int = 2
     processes: int | str = "auto"
     ranks: int | str = "auto"
+    restarts: int = 2
 
 
 @dataclass(frozen=True)
@@ -264,9 +265,9 @@ def _check_own(name: str, value: Any) -> None:
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
     elif name == "backup":
         _check_address(value)
-    elif name in ("remind_epochs", "receipt"):
+    elif name in ("remind_epochs", "receipt", "restarts"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            what = "epochs" if name == "remind_epochs" else "steps"
+            what = {"remind_epochs": "epochs", "receipt": "steps", "restarts": "starts"}[name]
             raise ConfigError(f"The setting 'kit.{name}' must be a number of {what}, 0 for none, but got {value!r}.")
     elif name in ("processes", "ranks"):
         if value != "auto" and not (positive and isinstance(value, int)):

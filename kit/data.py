@@ -151,7 +151,7 @@ def _describes(path: Path) -> bool:
     if path.stem == "data":
         return True
     try:
-        if path.stat().st_size > description.LARGEST:
+        if not path.is_file() or path.stat().st_size > description.LARGEST:
             return False
         text = path.read_text(encoding="utf-8", errors="ignore")
         values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None

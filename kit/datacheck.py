@@ -21,7 +21,7 @@ from kit.data import DataSet
 from kit.labels import Rules
 from kit.samplefiles import Looked, Sample
 
-FORM = 2  # of a remembered report: raise it whenever the same files would give another one
+FORM = 3  # of a remembered report: raise it whenever the same files would give another one
 THREADS = 16  # an attached data set lies in the network: what is waited for is its answers
 EXAMPLES = 3  # in a message
 SHOWN = 10  # classes in the table
@@ -29,6 +29,7 @@ SHOWN = 10  # classes in the table
 SENTENCES = {
     "missing": "Left out of {split}: {count} listed but not there{examples}: write paths that begin with './', as seen "
     "from the list's folder.",
+    "special": "Left out of {split}: {count} that are pipes, devices or folders{examples}: replace or delete them.",
     "unreadable": "Left out of {split}: {count} cut off or unreadable{examples}: replace or delete them.",
     "numbers": "Left out of {split}: {count} with labels that are no numbers{examples}: write {columns}.",
     "columns": "Left out of {split}: {count} with labels of other columns than the task '{task}' takes{examples}: "

@@ -29,6 +29,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It is missing, or no YAML.
     """
+    if path.exists() and not path.is_file():  # to open a pipe waits for who writes into it
+        raise DataError(f"The data set '{path}' is no plain file: check data=...")
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(

@@ -7,9 +7,11 @@ KitError                    exit code 1
 │   ├── ModelError          a model file
 │   ├── CheckpointError     a file that is no whole checkpoint of this kit
 │   ├── MismatchError       a good checkpoint that belongs to other settings
-│   └── StorageError        a folder or a disk that cannot take what has to be written
+│   ├── StorageError        a folder or a disk that cannot take what has to be written
+│   └── MovedError          the run folder was moved away, or another run is in its place
 ├── BusyError               1: another process holds the run folder
 ├── LostError               76: another process of the same training has ended; `kit train` exits with that one's code
+├── DiedError               77: a part of training was killed; `kit train` starts again from the checkpoint, or exits 1
 └── Stopped                 75: stopped before the end, with a good latest.pt
 
 A message says what, the value, and the next step. The command line prints it as one sentence, without a traceback.
@@ -68,6 +70,10 @@ class StorageError(InputError):
         self.full, self.published = full, published
 
 
+class MovedError(InputError):
+    """The run folder is no longer the one that was locked: nothing may be written into what stands in its place."""
+
+
 class BusyError(KitError):
     """Another process writes into the run folder."""
 
@@ -76,6 +82,12 @@ class LostError(KitError):
     """Another of the processes that train together has ended, or can no longer be reached."""
 
     exit_code = 76
+
+
+class DiedError(KitError):
+    """A loader worker or the GPU is gone, and this process cannot go on; another one can, from the last checkpoint."""
+
+    exit_code = 77
 
 
 class Stopped(KitError):

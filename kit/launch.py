@@ -8,7 +8,6 @@ processes that it starts, the first one writes to `train.log`, and the others to
 
 from __future__ import annotations
 
-import codecs
 import os
 import shutil
 import signal
@@ -18,19 +17,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from subprocess import Popen
+from typing import Any
 
-from kit import agent, backup, config as config_module, data, machine, scores, session, status, storage
+from kit import backup, children, config as config_module, data, deaths, machine, scores, session, status, storage
+from kit.bounds import LAST_S, Bounds
+from kit.children import Log
 from kit.config import Config
-from kit.errors import CheckpointError, InputError, KitError, Stopped
-from kit.worker import PARENT
+from kit.errors import CheckpointError, DiedError, InputError, KitError, ModelError, Stopped
+from kit.keeper import Keeper
+from kit.restarts import Restarts
 
 LOG = "train.log"
-POLL_S = 0.1
-LAST_S = 20.0  # seconds of the session that are left to what follows a measurement
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
 
 
@@ -72,32 +74,84 @@ def run(
     data.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
+    for name in ("model", "pretrained"):
+        file = Path(str(config.get(name)))
+        if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe waits for who writes into it
+            raise ModelError(f"The model '{file}' is no plain file: check {name}=...")
     folder = config.run_folder
     new = not folder.exists()
-    storage.make_folder(folder)
+    made = os.stat(storage.make_folder(folder))
     storage.make_room(folder, 0)  # the log lies there too
-    arguments = ["train", "--resume", resume, *words]
-    if path is not None:
-        arguments += ["--config", str(path)]
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
 
     def tell(text: str) -> None:
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    count = processes(config)
-    code = _watch(arguments, config, tell, task=backup.FETCH) if config.kit.backup else 0
-    if code == 0:
-        if resume == "never" and (old := storage.set_run_aside(folder)):
-            follow(f"The old run was moved to {old}\n", config)
-            storage.make_folder(folder)
-        code = _watch(arguments, config, tell, count)
-        if count > 1 and code == 0 and status.read(folder).get("state") != "finished":
-            code = Stopped.exit_code  # torchrun knows only 0 and 1
+    def start(log: Log, resume: str, processes: int = 1, task: str = "", **variables: str) -> Popen[bytes]:
+        arguments = ["train", "--resume", resume, *words, *(["--config", str(path)] if path is not None else [])]
+        return children.start(arguments, log, processes, task, **variables)
+
+    with _forwarding() as asked:
+        code = 0
+        if config.kit.backup:
+            with Log(folder / LOG, tell) as log:
+                code = children.watch(start(log, resume, task=backup.FETCH), log, asked, Bounds(config))
+                if code < 0:
+                    log.say(f"error: {deaths.lost('The process that fetches the backup', code, machine.oom_kills())}")
+                    code = 1
+        if code == 0 and asked:
+            code = Stopped.exit_code
+        if code == 0:
+            if resume == "never" and (old := storage.set_run_aside(folder)):
+                tell(f"The old run was moved to {old}\n")
+                storage.make_folder(folder)
+            with Log(folder / LOG, tell) as log:
+                code = _train(config, resume, start, log, said, asked)
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
-    if code == 2 and new and not list((folder / "checkpoints").glob("*.pt")):
-        shutil.rmtree(folder)  # it was made above and holds nothing but this failure
+    with suppress(FileNotFoundError):  # it was moved away
+        same = new and os.path.samestat(made, os.stat(folder))
+        if code == 2 and same and not list((folder / "checkpoints").glob("*.pt")):
+            shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
+
+
+def _train(
+    config: Config,
+    resume: str,
+    start: Callable[..., Popen[bytes]],
+    log: Log,
+    said: deque[str],
+    asked: list[float],
+) -> int:
+    """Have a run trained, again where a part of it was killed, with another process beside it that keeps backups."""
+    count, restarts = processes(config), Restarts(config, resume)
+    with ExitStack() as stack:
+        keeper = None
+        if config.kit.backup:
+            keeper = stack.enter_context(Keeper(partial(start, log, resume, task=backup.KEEP), config, log))
+        while True:
+            said.clear()
+            kills = machine.oom_kills()
+            child = start(log, restarts.begin(), count, **{status.AGAIN: "\n".join(restarts.lines)})
+            code = children.watch(
+                child, log, asked, Bounds(config), count > 1, keeper.watch if keeper else lambda: None
+            )
+            if code >= 0 and code != DiedError.exit_code:
+                break
+            told = _error("".join(said).splitlines())
+            lost = told if code >= 0 else deaths.lost("The training process", code, kills)
+            again, line = restarts.judge(lost, bool(asked))
+            if line != f"error: {told}":
+                log.say(line)
+            if not again:
+                code = 1
+                break
+        if keeper:
+            keeper.finish(asked)
+    if count > 1 and code == 0 and status.read(config.run_folder).get("state") != "finished":
+        code = Stopped.exit_code  # torchrun knows only 0 and 1
+    return code
 
 
 def processes(config: Config) -> int:
@@ -139,7 +193,7 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
         left = None if ends is None else max(ends - time.time() - LAST_S, 0)
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
         try:
-            done = subprocess.run(command, env=_environment(), timeout=left, **pipes, check=False)
+            done = subprocess.run(command, env=children.environment(), timeout=left, **pipes, check=False)
         except KeyboardInterrupt:
             raise Stopped("Measuring the best model was stopped: run again to have it measured.") from None
         except subprocess.TimeoutExpired:
@@ -148,88 +202,6 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
             kind = InputError if done.returncode == InputError.exit_code else KitError
             raise kind(_error((done.stdout + done.stderr).splitlines()))
     return folder
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of a child: it knows its parent, the session's start and where the kit is."""
-    return {
-        **os.environ,
-        PARENT: str(os.getpid()),
-        "KIT_SESSION_START": str(session.started()),
-        "PYTHONPATH": session.import_path(),
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _start(arguments: list[str], output: BinaryIO, processes: int = 1, task: str = "") -> subprocess.Popen[bytes]:
-    """Start `python -m kit`, several times where several processes train together."""
-    environment, python = {**_environment(), backup.TASK: task}, [sys.executable]
-    if processes > 1:
-        python = agent.command(processes)
-        environment.setdefault("OMP_NUM_THREADS", str(max(int(machine.cores()) // processes, 1)))  # else 1
-    return subprocess.Popen(
-        [*python, "-m", "kit", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    )
-
-
-def _watch(
-    arguments: list[str], config: Config, follow: Callable[[str], None], processes: int = 1, task: str = ""
-) -> int:
-    """Start a process, or several, and wait for the end; beside those that train, another keeps backups."""
-    log = config.run_folder / LOG
-    with open(log, "ab") as output, open(log, "rb") as tail, _forwarding() as asked:
-        tail.seek(0, os.SEEK_END)
-        child, keeper = _start(arguments, output, processes, task), None
-        sent, decode = 0, codecs.getincrementaldecoder("utf-8")("replace").decode
-        try:
-            if config.kit.backup and not task:
-                keeper = _start(arguments, output, task=backup.KEEP)
-            while child.poll() is None:
-                follow(decode(tail.read()))
-                if len(asked) > sent:
-                    sent = len(asked)
-                    child.send_signal(signal.SIGTERM if processes == 1 else agent.STOP)
-                    follow("Stopping: the last checkpoint is being written ...\n")
-                time.sleep(POLL_S)
-            if keeper is not None:
-                _finish(keeper, config, asked, lambda: follow(decode(tail.read())))
-                if keeper.poll() is None:
-                    follow(f"WARNING: The last backup was cut off. {backup.report(config.run_folder)}\n")
-        except BaseException:
-            child.terminate()  # a failing follower must not leave training behind
-            child.wait()
-            raise
-        finally:
-            if keeper is not None:
-                keeper.kill()
-                keeper.wait()
-                backup.sweep(config.run_folder)
-        follow(decode(tail.read()))
-        if sent and -child.returncode in (signal.SIGTERM, agent.STOP):
-            follow("Stopped before training began: run again.\n")
-            return Stopped.exit_code
-        if child.returncode < 0:
-            name = signal.Signals(-child.returncode).name
-            text = f"error: The training process was ended by {name}: run again to go on from the last checkpoint.\n"
-            with suppress(OSError):
-                output.write(text.encode())
-                output.flush()
-            follow(text)
-    return child.returncode if child.returncode >= 0 else 1
-
-
-def _finish(keeper: subprocess.Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:
-    """Wait for the last backup, for some minutes and until a stop is asked for once more."""
-    give_up, so_far = time.monotonic() + backup.time_left(config), len(asked)
-    keeper.terminate()
-    while keeper.poll() is None and time.monotonic() < give_up and len(asked) == so_far:
-        show()
-        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What this process may use of the machine: cores and memory, with the limits that a container sets.
 
-Sources: proc(5), cgroups(7), and the kernel's descriptions of control groups, version 2 (`cpu.max`, `memory.max`) and
-version 1 (`cpu.cfs_quota_us`, `memory.limit_in_bytes`).
+Sources: proc(5), cgroups(7), and the kernel's descriptions of control groups, version 2 (`cpu.max`, `memory.max`,
+`memory.events`) and version 1 (`cpu.cfs_quota_us`, `memory.limit_in_bytes`, `memory.oom_control`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ def memory(root: Path = ROOT) -> tuple[int, int]:
             total = min(total, int(limit[0]))
             available = min(available, int(limit[0]) - int(used[0]) + cached)
     return total, max(available, 0)
+
+
+def oom_kills(root: Path = ROOT) -> int:
+    """Return how many processes the kernel has ended because memory was full, in this control group and in all below.
+
+    Args:
+        root: Of the file system that `/proc` and `/sys` are looked up in.
+    """
+    for group in _groups("memory", root):
+        words = _words(group / "memory.events") or _words(group / "memory.oom_control")
+        if "oom_kill" in words:
+            return int(words[words.index("oom_kill") + 1])
+    return 0
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from kit.labels import Rules
 
 END = 1024  # bytes read at either end of an image
 COMPARED = 4 << 30  # bytes of images that are compared in full
+SPECIAL = -2
 NOTHING = bytes(16)  # the mark of a file that is not there or cannot be read; of the same length as the others
 ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 OTHERS = (b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, JPEG 2000
@@ -30,7 +32,8 @@ class Sample(NamedTuple):
         path: Of the image.
         label: The path of its label file; empty where its folder tells the class.
         kind: The class that its folder tells.
-        stamps: Size in bytes (-1 for a missing file) and date of the last change of the image, and of its label file.
+        stamps: Size in bytes (-1 for a missing file, `SPECIAL` for what is no plain one) and date of the last change of
+            the image, and of its label file.
     """
 
     path: str
@@ -111,6 +114,8 @@ def _stamp(path: str) -> tuple[int, int]:
         state = os.stat(path)
     except OSError:
         return -1, 0
+    if not stat.S_ISREG(state.st_mode):  # to open a pipe waits for who writes into it
+        return SPECIAL, 0
     return state.st_size, max(state.st_mtime_ns, state.st_ctime_ns)  # a file put in another's place may have its mtime
 
 
@@ -137,6 +142,8 @@ def look(sample: Sample, rules: Rules) -> Looked:
 def _look_at_image(sample: Sample) -> tuple[str, bytes]:
     """Return what is wrong with an image, and its mark."""
     size = sample.stamps[0]
+    if size == SPECIAL:
+        return "special", NOTHING
     if size < 0:
         return "missing", NOTHING
     try:

@@ -179,6 +179,11 @@ class Limit:
         self._reserve = min(3 * (self._slowest + save_s) + self._margin, LARGEST_RESERVE * self._length)
         return now + self._reserve >= self._end
 
+    @property
+    def slowest_s(self) -> float:
+        """The longest time between two steps, in seconds."""
+        return self._slowest
+
     def report(self) -> dict[str, Any]:
         """Return for `status.json` when the session ends, when training leaves it, and how long one trains."""
         if self.ends is None:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kit import storage
-from kit.errors import StorageError
+from kit.errors import MovedError, StorageError
 
 NAME = "status.json"
+AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
 
@@ -53,7 +54,7 @@ class Status:
             self._job.result()
 
     def _write(self, text: bytes) -> None:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, MovedError):
             storage.publish(self.path, lambda file: file.write(text), durable=False)
 
     def due(self) -> bool:
@@ -94,6 +95,14 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):  # a thousand brackets
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Change what a run last said, when its process is gone."""
+    if known := read(folder):
+        text = json.dumps({**known, **values}, indent=1).encode()
+        with contextlib.suppress(StorageError):
+            storage.publish(folder / NAME, lambda file: file.write(text), durable=False)
 
 
 def duration(seconds: float) -> str:

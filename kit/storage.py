@@ -15,6 +15,7 @@ import fcntl
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import BinaryIO, cast
 
 from kit import archive, session
 from kit.direct import DirectFile
-from kit.errors import BusyError, CheckpointError, StorageError
+from kit.errors import BusyError, CheckpointError, MovedError, StorageError
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
 RESERVE = 64 << 20  # bytes that a write leaves free, but for one that nothing comes after
@@ -70,6 +71,8 @@ class Disk:
 
 
 DISK = Disk()
+_held: set[Lock] = set()  # by this process
+_checking = threading.RLock()
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that knows no second names
 
 
@@ -93,7 +96,9 @@ def publish(
     Raises:
         StorageError: The disk refused; `path` is as it was, or `published`: whole and new, and only the folder's fsync
             failed.
+        MovedError: The folder is no longer the one that this process has locked.
     """
+    check_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     second = temporary.with_name(temporary.name.replace(TEMPORARY, f".link{TEMPORARY}"))
     published = False
@@ -102,6 +107,7 @@ def publish(
             write(file)
             if durable:
                 disk.sync(file)
+        check_place(path)
         if previous is not None and path.exists():
             try:
                 disk.link(path, second)
@@ -130,6 +136,7 @@ def link(source: Path, target: Path, disk: Disk = DISK) -> None:
     Raises:
         StorageError: The disk refused; `target` is as it was.
     """
+    check_place(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
     try:
         disk.unlink(temporary)
@@ -164,7 +171,9 @@ def make_folder(path: Path) -> Path:
 
     Raises:
         StorageError: It cannot.
+        MovedError: It lies where a folder was that this process has locked.
     """
+    check_place(path)
     try:
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -243,16 +252,28 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")
 
 
+def check_place(path: Path) -> None:
+    """Make sure that the folder that a file goes into is still the one that this process has locked.
+
+    Raises:
+        MovedError: It was moved away, or another process holds what is in its place.
+    """
+    for lock in tuple(_held):
+        if path.is_relative_to(lock.path.parent):
+            lock.check()
+
+
 class Lock:
     """One writer per run folder, for as long as this process lives.
 
     POSIX record locks (`fcntl.lockf`) belong to the process and die with it; a `flock` would live on in a forked
-    loader worker.
+    loader worker. The lock is that of the folder and not of its name: see `check`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
+        self._lost = ""
 
     def acquire(self, wait: float = 30.0) -> None:
         """Take the lock.
@@ -286,10 +307,48 @@ class Lock:
             finally:
                 if self._file is None:
                     os.close(file)
+        _held.add(self)
         os.ftruncate(self._file, 0)
         os.pwrite(
             self._file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}".encode(), 0
         )
+
+    def check(self) -> None:
+        """Make sure that the folder of that name is the one that was locked; one that was deleted is made anew.
+
+        Raises:
+            MovedError: It was moved away, or was deleted and another process holds the one that is there now.
+        """
+        with _checking:
+            if not self._lost:
+                self._look()
+            if self._lost:
+                raise MovedError(self._lost)
+
+    def _look(self) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                return
+        if os.fstat(self._file).st_nlink:
+            self._lost = (
+                f"'{self.path.parent}' was moved to '{self._whereabouts()}' while training went on: what was saved is "
+                "there. To go on from it, move it back or choose it with kit.run=, and run again."
+            )
+            return
+        self.release()
+        try:
+            self.acquire(wait=0)
+        except BusyError as error:
+            self._lost = f"The run folder was deleted while training went on, and now {error}"
+            _held.add(self)
+
+    def _whereabouts(self) -> Path:
+        try:
+            return Path(os.readlink(f"/proc/self/fd/{self._file}")).parent
+        except OSError:
+            return Path("another place")
 
     def __enter__(self) -> Lock:
         self.acquire()
@@ -300,6 +359,7 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back."""
+        _held.discard(self)
         if self._file is not None:
             os.close(self._file)  # closing any descriptor of the file drops a record lock
             self._file = None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import TextIO
 
-from kit import session
+from kit import deaths, session
 from kit.config import Config
 from kit.errors import KitError, LostError, Stopped
 
@@ -25,23 +25,31 @@ def is_worker() -> bool:
 
 
 class Stop:
-    """Tells the trainer when to stop because of a signal; it is asked after every batch.
+    """Tells the trainer when to stop because of a signal; it is asked after every batch, and while it waits for one.
+
+    Until it is asked for the first time there is nothing to save: a signal ends the process, whatever it is at.
 
     Args:
         apart: There are processes on other machines too.
     """
 
     def __init__(self, apart: bool = False) -> None:
-        self.reason, self.apart = "", apart
+        self.reason, self.apart, self.began = "", apart, False
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
+        if not self.began:
+            self.began = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.on_stop)
+        if self.reason:
+            with suppress(OSError):
+                os.utime(1)  # the log's date: a sign of life for who has asked, also where the disk is full
         return self.reason
 
     def heed(self, parent: int) -> None:
         """Take the signals of this process, and the kernel's when the parent dies."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.on_stop)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
         signal.signal(ORPHANED, self.on_orphaned)
         tie_to_parent(parent, ORPHANED)
 
@@ -51,7 +59,9 @@ class Stop:
 
     def on_orphaned(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
-        if self.apart:  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+        if (
+            self.apart or not self.began
+        ):  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
             os._exit(1)
         self.on_stop(number, frame)
         signal.alarm(ORPHAN_S)
@@ -85,10 +95,10 @@ def main(config: Config, resume: str) -> int:
         if shown is not sys.stderr:
             print(f"error: Process {world.rank}: {error!r}", file=shown)
         code = 1
-    if world.size > 1 and code:
+    if code:
         for file in (shown, sys.stdout, sys.stderr):
             file.flush()
-        os._exit(code)  # a library that still waits for the others would wait for long
+        os._exit(code)  # a library that still waits for a lost worker, or for other processes, would wait for long
     return code
 
 
@@ -114,10 +124,9 @@ def measure(config: Config) -> int:
 def tie_to_parent(parent: int, number: int = signal.SIGTERM) -> None:
     """Have the kernel send a signal when the parent dies, so that no orphan holds a GPU.
 
-    prctl(2), PR_SET_PDEATHSIG = 1. The parent may have died before this call: then it is too late for the signal.
+    The parent may have died before this call: then it is too late for the signal.
     Threads die one by one, and the first may send it: for some milliseconds `os.getppid()` still names the parent.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
+    deaths.die_with_parent(number)
     if os.getppid() != parent:
         raise SystemExit(1)

@@ -18,7 +18,7 @@ import training
 from backups import wipe
 from training import Child, differences, rows
 
-from kit import backup, checkpoint, config, launch, session
+from kit import backup, checkpoint, config, keeper, session
 from kit.backup.stores import open_store
 
 ROOT = session.REPOSITORY
@@ -127,6 +127,61 @@ def test_backups_end_with_the_launcher(tmp_path: Path, values: dict[str, Any]) -
     assert list(tmp_path.glob("store/*/manifest-*.json"))
 
 
+def keepers(launcher: int) -> list[int]:
+    """Return the processes that keep backups for a launcher."""
+    return [int(pid) for pid in started_by(launcher) if b"KIT_BACKUP=keep" in Path(f"/proc/{pid}/environ").read_bytes()]
+
+
+def test_process_that_is_killed_is_started_again_and_the_last_state_is_backed_up(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """Said once, however often it happens; at the end the store has the last epoch."""
+    child = start(tmp_path, {**values, "epochs": 100000})
+    killed: set[int] = set()
+
+    def another() -> bool:
+        for pid in {*keepers(child.process.pid)} - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        return len(killed) == 2
+
+    child.wait_for(lambda status: status.get("completed", 0) >= 1 and another())
+    child.wait_for(lambda _: any(pid not in killed for pid in keepers(child.process.pid)))
+    child.process.send_signal(signal.SIGTERM)
+    assert child.wait() == 75, child.output()
+    assert child.output().count("WARNING: The process that keeps backups was ended by SIGKILL") == 1
+    news = json.loads((tmp_path / "working/runs/train/backup.json").read_text())
+    assert news["step"] == latest(tmp_path)["progress"]["global_step"]
+
+
+def test_process_that_is_killed_at_the_end_makes_the_last_backup_all_the_same(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """Training ends before it would have been started again."""
+    child = start(tmp_path, {**values, "epochs": 100000})
+    child.wait_for(lambda status: status.get("completed", 0) >= 1)
+    for pid in keepers(child.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.wait() == 75, child.output()
+    assert "WARNING: The process that keeps backups was ended by SIGKILL" in child.output()
+    news = json.loads((tmp_path / "working/runs/train/backup.json").read_text())
+    assert news["step"] == latest(tmp_path)["progress"]["global_step"]
+
+
+def test_last_backup_that_is_killed_is_said(tmp_path: Path, values: dict[str, Any]) -> None:
+    """Twice: whatever ends it, it would end a third one too. What is safe, and that this is not the last, is said."""
+    child = start(tmp_path, {**values, "epochs": 100000})
+    child.wait_for(lambda status: status.get("completed", 0) >= 1)
+    child.process.send_signal(signal.SIGTERM)
+    while child.process.poll() is None:
+        for pid in keepers(child.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    assert child.wait() == 75, child.output()
+    assert "WARNING: The process that keeps backups was ended by SIGKILL in the last upload." in child.output()
+
+
 def started_by(launcher: int) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -174,7 +229,7 @@ def test_second_stop_cuts_the_last_upload_short() -> None:
             asked.append(2.0)
 
     try:
-        launch._finish(process, SETTINGS, asked, show)
+        keeper.wait_for(process, SETTINGS, asked, show)
         assert process.poll() is None
         assert len(shown) == 3
     finally:
@@ -188,7 +243,7 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
     process = hanging()
     try:
         began = time.monotonic()
-        launch._finish(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
+        keeper.wait_for(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
         assert process.poll() is None
         assert time.monotonic() - began < 5
     finally:

@@ -233,6 +233,8 @@ def test_settings_of_the_design_are_among_the_refused_ones() -> None:
         "kit.max_cost_percent=0",
         "kit.max_cost_percent=null",
         "kit.remind_epochs=-1",
+        "kit.restarts=-1",
+        "kit.restarts=auto",
         "kit.remind_epochs=2.5",
         "kit.remind_epochs=true",
         "kit.session_hours=long",

@@ -119,6 +119,38 @@ def test_second_start_waits_for_the_first_and_says_who_holds_the_run(tmp_path: P
     assert child.wait() == 75
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_second_start_where_a_run_was_moved_or_deleted_is_the_only_writer_there(
+    tmp_path: Path, values: dict[str, Any], deleted: bool
+) -> None:
+    """The first one ends in a sentence that says where its work is; no byte of the second one's is from it."""
+    saving = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
+    folder, moved = tmp_path / "runs/train", tmp_path / "runs/moved"
+    first = Child(tmp_path, words(values, epochs=100000, **saving))
+    seen = first.wait_for(lambda status: status.get("completed", 0) >= 1)
+    os.kill(seen["pid"], signal.SIGSTOP)  # so that the second one is there before it looks
+    if deleted:
+        shutil.rmtree(folder)
+    else:
+        folder.rename(moved)
+    second = Child(tmp_path, words(values, epochs=100001, **saving))
+    begun = second.wait_for(lambda status: status.get("batch"))
+    os.kill(seen["pid"], signal.SIGCONT)
+    assert first.wait() == 2, first.output()
+    if deleted:
+        assert f"was deleted while training went on, and now '{folder}' is in use by process" in first.output()
+    else:
+        assert f"error: '{folder}' was moved to '{moved}' while training went on" in first.output()
+        assert training.read(moved / "checkpoints/latest.pt")["progress"]["epochs"] == 100000
+    assert "Traceback" not in first.output()
+    second.wait_for(lambda status: status["completed"] > begun.get("completed", 0) + 1)
+    for name in ("latest", "previous"):
+        assert training.read(folder / f"checkpoints/{name}.pt")["progress"]["epochs"] == 100001
+    assert second.status()["pid"] == begun["pid"]
+    second.process.terminate()
+    assert second.wait() == 75
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -90,6 +90,20 @@ def test_smallest_limit_on_the_way_up_counts(root: Path) -> None:
     assert gigabytes(root) == (4, 0)
 
 
+@pytest.mark.parametrize(
+    ("groups", "name", "text"),
+    [
+        ("0::/", "memory.events", "low 0\nhigh 5\nmax 7\noom 3\noom_kill 2\noom_group_kill 0"),
+        ("4:memory:/docker/0123\n0::/", "memory/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2"),
+    ],
+)
+def test_processes_that_the_kernel_has_ended_are_counted(root: Path, groups: str, name: str, text: str) -> None:
+    """In either version of control groups; none where nobody counts."""
+    assert machine.oom_kills(root) == 0
+    tree(root, {"proc/self/cgroup": groups, f"sys/fs/cgroup/{name}": text})
+    assert machine.oom_kills(root) == 2
+
+
 def test_this_machine_has_something() -> None:
     """The files of the kernel that runs this test are understood."""
     total, available = machine.memory()

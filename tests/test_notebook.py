@@ -71,7 +71,7 @@ def test_notebook_runs_twice_and_after_a_kill(place: Path) -> None:
     assert len(list((place / "scratch").rglob("kit/bootstrap.py"))) == 1, "the clone lies in scratch"
     assert "This run is finished: 2 epochs" in execute(place, **values)
 
-    longer = {**values, "epochs": 400}
+    longer = {**values, "epochs": 400, "kit.restarts": 0}
     killed_at = kill_in_the_middle(place, longer)
     again = execute(place, **{**longer, "epochs": killed_at + 2})
     assert "Resumed from epoch" in again

@@ -280,12 +280,22 @@ def test_one_process_per_gpu_is_started(
     assert launch.processes(config.load(place / "config.yaml", settings)) == count
 
 
+def test_stop_that_ends_all_before_training_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    """They had nothing to save, and the signal ended them; another end among them is still told."""
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=1) for rank, code in {0: -15, 1: 76}.items()}
+    assert agent.explain(failures, stopped=True) == 0
+    assert "Stopped before training began" in capsys.readouterr().out
+    failures[1].exitcode = -9
+    assert agent.explain(failures, stopped=True) == 77
+
+
 @pytest.mark.parametrize(
     ("codes", "code", "said"),
     [
-        ({0: 76, 1: -9}, 1, "Training process 1 was ended by SIGKILL"),
+        ({0: 76, 1: -9}, 77, "Training process 1 was ended by SIGKILL"),
         ({0: 2, 1: -15}, 2, ""),
         ({0: 76, 1: 2}, 2, ""),
+        ({0: 77, 1: 76}, 77, ""),
         ({0: 76}, 1, ""),
     ],
 )

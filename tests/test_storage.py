@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ import samples
 from fakes import FailingDisk, FullDisk
 
 from kit import session, storage
-from kit.errors import BusyError, CheckpointError, StorageError
+from kit.errors import BusyError, CheckpointError, MovedError, StorageError
 from kit.storage import Lock
 
 
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fill(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "previous.pt").write_text("oldest")
     (folder / "latest.pt").write_text("old")
     return folder
@@ -141,7 +142,7 @@ def test_tidying_up_that_fails_does_not_undo_a_success(tmp_path: Path) -> None:
 
 DIE = """
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from fakes import DyingDisk
 from kit import storage
@@ -432,3 +433,79 @@ def test_lock_of_a_folder_that_was_moved_away_is_not_the_lock_of_its_place(tmp_p
     other.communicate()
     assert other.returncode == 3
     waiting.release()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A run folder that this process has locked, with a file in it."""
+    lock = Lock(tmp_path / "run/.lock")
+    lock.acquire()
+    fill(tmp_path / "run/checkpoints")
+    yield tmp_path / "run"
+    lock.release()
+
+
+def writes(run: Path) -> list[Callable[[], object]]:
+    """Return every way to write into a run folder."""
+    folder = run / "checkpoints"
+    return [
+        lambda: publish(folder),
+        lambda: storage.publish(run / "status.json", write("new"), durable=False),
+        lambda: storage.link(folder / "latest.pt", folder / "other.pt"),
+        lambda: storage.copy(Path(__file__), run / "copy"),
+        lambda: storage.make_folder(folder),
+    ]
+
+
+def test_nothing_is_written_where_a_locked_folder_was_moved_away(run: Path) -> None:
+    """Neither into nothing nor into a new folder of that name; the sentence says where the work lies."""
+    moved = run.rename(run.with_name("moved"))
+    before = content(moved / "checkpoints")
+    for again in (False, True):
+        if again:
+            fill(run / "checkpoints")
+        for each in writes(run):
+            with pytest.raises(MovedError, match=f"was moved to '{moved}' while training went on"):
+                each()
+        assert run.exists() is again
+    assert content(run / "checkpoints") == content(moved / "checkpoints") == before
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints"]
+
+
+def test_folder_that_is_moved_while_a_file_is_written_gets_no_name_in_its_place(run: Path) -> None:
+    """Writing takes seconds: it is asked once more before the names change."""
+
+    def write_and_move(file: BinaryIO) -> None:
+        file.write(b"new")
+        run.rename(run.with_name("moved"))
+        fill(run / "checkpoints")
+
+    before = content(run / "checkpoints")
+    with pytest.raises(MovedError):
+        storage.publish(run / "checkpoints/latest.pt", write_and_move, previous=run / "checkpoints/previous.pt")
+    assert content(run / "checkpoints") == before
+
+
+def test_folder_that_was_deleted_is_locked_anew(run: Path) -> None:
+    """Nobody else is there: training makes it again, and keeps others out."""
+    shutil.rmtree(run)
+    storage.publish(run / "status.json", write("new"), durable=False)
+    other = python(HOLD, run / ".lock")
+    other.communicate()
+    assert other.returncode == 3
+
+
+def test_folder_that_was_deleted_and_is_held_by_another_process_is_left_to_it(run: Path) -> None:
+    """The second start is the writer from then on."""
+    shutil.rmtree(run)
+    run.mkdir()
+    other = python(HOLD, run / ".lock")
+    assert other.stdout is not None
+    other.stdout.readline()
+    for each in writes(run):
+        with pytest.raises(
+            MovedError, match=f"deleted while training went on, and now .* in use by process {other.pid}"
+        ):
+            each()
+    other.communicate()
+    assert sorted(path.name for path in run.iterdir()) == [".lock"]

@@ -117,9 +117,9 @@ def train(values: dict[str, Any], stop: Callable[[], str] = lambda: "", resume: 
     return read(config.run_folder / "checkpoints" / "latest.pt")
 
 
-def start(place: Path, values: dict[str, Any], *arguments: str) -> Child:
+def start(place: Path, values: dict[str, Any], *arguments: str, **environment: str) -> Child:
     """Start the training that `train` does, in a process of its own."""
-    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments])
+    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments], **environment)
 
 
 def _no_file() -> Path:
@@ -184,9 +184,13 @@ def _walk(one: Any, other: Any, path: str) -> Iterator[str]:
 
 
 class Child:
-    """`python -m kit train` in a process of its own, as a user starts it."""
+    """`python -m kit train` in a process of its own, as a user starts it, but for `kit.restarts=0`."""
 
     def __init__(self, working: Path, words: list[str], **environment: str) -> None:
+        words = list(words)
+        if not any(word.startswith("kit.restarts=") for word in words):  # who kills a run wants to see it ended
+            first = next((n for n, word in enumerate(words) if "=" in word), len(words))
+            words.insert(first, "kit.restarts=0")
         self.working = working
         self.log = open(working / "output.txt", "a+")  # noqa: SIM115
         self.process = subprocess.Popen(

@@ -62,6 +62,7 @@ def main(config: Config, resume: str) -> int:
     task = os.environ[TASK]
     for number in (signal.SIGINT, signal.SIGTERM, ORPHANED):
         signal.signal(number, ask if task == KEEP else leave(say, "Stopped before training began.", 75))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # held back by the launcher until here
     tie_to_parent(int(os.environ[PARENT]), ORPHANED)
     for stream in (1, 2):  # the clients' progress bars, and whatever they print of a request
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

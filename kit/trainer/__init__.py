@@ -6,6 +6,7 @@ trainer of the task and trains. Of several processes one does so, and the others
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from kit import (
     config as config_module,
     data,
     datacheck,
+    deaths,
     discovery,
     probe,
     session,
@@ -35,13 +37,14 @@ from kit import (
 )
 from kit.config import Config
 from kit.data import DataSet
-from kit.errors import ConfigError, DataError, InputError, Stopped, StorageError
+from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
 from kit.session import Limit, World
 from kit.status import Status, duration
 from kit.storage import Lock
 from kit.trainer.loop import Resumable
 from kit.trainer.models import open_checkpoint
 from kit.trainer.ranks import ALONE, Ranks, one_by_one
+from kit.trainer.recovery import lost_gpu
 from kit.trainer.resume import choose, complete, fitting, identify, settle, task_of
 from kit.trainer.run import STOCK, Run
 from kit.trainer.setup import remembered
@@ -147,6 +150,7 @@ def _open(
         storage.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
+        status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()
         found = choose(config, resume, identity, status)
     else:  # nobody looks for what Ultralytics writes there
         folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
@@ -230,6 +234,8 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         raise
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
+        if isinstance(error, RuntimeError) and lost_gpu(error):
+            raise DiedError(f"The GPU has failed{deaths.AGAIN} {str(error).splitlines()[0]}") from error
         raise
     status.update(now=True, state="finished", best_map=trainer.best_map)
     where = f" in {trainer.best}" if trainer.best.exists() else ""

@@ -22,6 +22,7 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from kit import checkpoint, randomness
 from kit.config import differences, from_dict
+from kit.errors import DiedError
 from kit.trainer import state
 from kit.trainer.capture import Snapshot
 from kit.trainer.receipt import AHEAD_S
@@ -76,7 +77,7 @@ class Resumable(Recovery, Saving):
         finally:
             self.run.close()
             for loader in (self.train_loader, self.test_loader):
-                loader.close()  # the workers ignore signals: they end here, or when they see that this process has
+                loader.close()
 
     def _take_up(self) -> None:
         """Stand where the checkpoint stands, or at the beginning."""
@@ -182,7 +183,8 @@ class Resumable(Recovery, Saving):
         run, step = self.run, self.global_step
         wanted = min(run.config.kit.receipt * self.accumulate, len(self.train_loader) - self.batch)
         last = self.batch + run.ranks.share(lambda: int(min(wanted, AHEAD_S / run.limit.step_s)))
-        with suppress(RuntimeError):  # the memory is full: there is no receipt
+        self._ahead = True
+        with suppress(RuntimeError, DiedError):  # memory is full, a worker is gone, no batch comes: there is no receipt
             for i, batch in zip(range(self.batch, last), self.train_loader, strict=False):
                 self._gradients(i, batch)
                 self._step_if_due(i)

@@ -138,3 +138,8 @@ class Recovery(Setup):
 def out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error of torch's says that the GPU's memory is full."""
     return any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def lost_gpu(error: RuntimeError) -> bool:
+    """Tell whether an error is one of CUDA's after which every call fails: a new process is needed."""
+    return "CUDA error" in str(error) and not out_of_memory(error)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy
-from ultralytics.data import ClassificationDataset, YOLODataset, utils
+from ultralytics.data import ClassificationDataset, YOLODataset, base, utils
 from ultralytics.data.augment import Albumentations
 
 from kit import randomness, session
@@ -31,6 +33,8 @@ from kit.images import ImageCache, Loaded, cache_for
 from kit.randomness import EpochOrder, Sample
 from kit.trainer.mosaic import make_lazy
 
+THREADS = 16  # as in `kit.datacheck`: the files may lie in the network
+T = TypeVar("T")
 EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
@@ -78,6 +82,13 @@ def cache_path(*words: str) -> Path:
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}.cache"
 
 
+def plain_files(items: list[T], path: Callable[[T], str]) -> list[T]:
+    """Return those whose path is no pipe, device or folder; what is not there is for others to tell."""
+    with ThreadPool(THREADS) as pool:
+        special = pool.map(lambda item: os.path.exists(path(item)) and not os.path.isfile(path(item)), items, 256)
+    return [item for item, drop in zip(items, special, strict=True) if not drop]
+
+
 @contextmanager
 def reading_only() -> Iterator[None]:
     """Have Ultralytics' scan decode a JPEG that does not end as it should, and drop it if it is cut off; no more."""
@@ -101,6 +112,14 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._on_disk = kwargs.get("cache") == "disk"
         super().__init__(*args, **kwargs | ({"cache": None} if self._on_disk else {}))
+
+    def get_img_files(self, img_path: Any) -> list[str]:
+        """List the images; only plain files, because to open a pipe waits for who writes into it."""
+        look, base.check_file_speeds = base.check_file_speeds, lambda *_, **__: None  # which reads some of them
+        try:
+            return plain_files(super().get_img_files(img_path), lambda file: file)
+        finally:
+            base.check_file_speeds = look
 
     @property
     def npy_files(self) -> list[Path]:
@@ -182,6 +201,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
 class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[misc]
     """Images in one folder per class."""
 
+    samples: list[Any]
+
     def __init__(self, root: str, args: Any, **kwargs: Any) -> None:
         args = copy(args)
         if args.cache == "disk":  # beside the images
@@ -190,6 +211,7 @@ class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[mis
 
     def verify_images(self) -> list[tuple[str, int]]:
         """Check the images, with the cache in scratch: Ultralytics derives its path from `root`."""
+        self.samples = plain_files(self.samples, lambda sample: sample[0])
         root, self.root = self.root, str(cache_path(str(self.root)))
         try:
             with reading_only():

@@ -19,10 +19,12 @@ from kit.errors import KitError, Stopped, StorageError
 from kit.status import tell
 from kit.trainer import state
 from kit.trainer.capture import Snapshot, as_slim, as_ultralytics
+from kit.trainer.receipt import AHEAD_S
 from kit.trainer.run import Run
 from kit.trainer.setup import Setup
 
 WAIT_S, POLL_S = 60.0, 1.0  # for room, where the last save of a run or of a session finds none
+SILENCE_S = 60.0  # without a batch, until that is said
 
 
 class Saving(Setup):
@@ -35,7 +37,7 @@ class Saving(Setup):
     global_step: int
     loss: Any
     snapshot: Snapshot
-    _warned = _thinned = False
+    _warned = _thinned = _silent = _ahead = False
     _unwritten = ""
     _told: dict[str, Any] | None = None
     _failures: set[str]
@@ -294,6 +296,20 @@ class Saving(Setup):
             self._look_ahead()
             raise Stopped(reason)
 
+    def _wait_for_batch(self, seconds: float) -> None:
+        """Hear a stop while no batch comes, and say once that none does."""
+        if self._ahead:
+            if seconds > AHEAD_S:
+                raise RuntimeError("no batch has come")
+            return
+        if seconds > SILENCE_S and not self._silent:
+            self._silent = True
+            self.run.status.say(
+                f"WARNING: No batch has come from the loader for {seconds:.0f} s: does a disk not answer? Training "
+                "waits, and a stop is heard."
+            )
+        self._stop_if_asked()
+
     def _reason(self) -> str:
         """Return why to stop now, or an empty text."""
         near = self._limit_is_near()  # asked each time: it measures the steps
@@ -306,6 +322,7 @@ class Saving(Setup):
         self._tell_saves()
         self._compare_losses()
         if self.run.status.due():
+            storage.check_place(self.run.folder)
             saved = (self.run.writer.position or {}).get("global_step", 0)
             receipt = self.run.receipt.note(self.global_step, self.tloss, saved) if self.run.config.kit.receipt else {}
             self.run.status.update(state="training", receipt=receipt, **self._place())
@@ -333,6 +350,7 @@ class Saving(Setup):
             "losses": {name: float(value) for name, value in (self.tloss or {}).items()},
             "elapsed_s": time.monotonic() - self.train_time_start,
             "best_map": self.best_map,
+            "stop_s": self.run.limit.slowest_s + self.run.writer.latency_s,
             **self.run.limit.report(),
         }
 

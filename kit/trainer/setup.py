@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from ultralytics.data.utils import check_det_dataset, get_split_fraction
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from kit import description, session
+from kit import deaths, description, session
 from kit.data import DataSet
 from kit.errors import ConfigError, DataError, ModelError
 from kit.randomness import EpochOrder
 from kit.trainer import models
 from kit.trainer.samples import ClassifiedSamples, LabelledSamples
+from kit.trainer.workers import Workers
 
 Trainer: Any = object  # stands for one of Ultralytics' trainers, which a mixin is put in front of
 
@@ -110,6 +112,8 @@ class Setup(Trainer):  # type: ignore[misc]
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
         loader.worker_init_fn = start_worker
+        if loader.num_workers:
+            loader._get_iterator = partial(Workers, loader, self._wait_for_batch)
         shuffled = isinstance(loader.sampler, RandomSampler)
         if mode != "train" and not shuffled:
             return loader
@@ -125,6 +129,9 @@ class Setup(Trainer):  # type: ignore[misc]
             if isinstance(dataset, LabelledSamples):
                 dataset.share_images(loader.num_workers)
         return loader
+
+    def _wait_for_batch(self, seconds: float) -> None:
+        """Stand by while no batch comes."""
 
     def get_dataset(self) -> Any:
         """Read the data set's description.
@@ -177,7 +184,8 @@ def make_samples(
 
 
 def start_worker(number: int) -> None:
-    """Start a loader worker that lets signals to the whole process group pass: its training process ends it."""
+    """Start a loader worker that lets signals to the whole process group pass: it ends with its training process."""
+    deaths.die_with_parent()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     seed_worker(number)

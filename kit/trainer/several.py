@@ -173,6 +173,11 @@ class Several(Resumable):
             self._shown = shown
         return self.gradients.take()
 
+    def _wait_for_batch(self, seconds: float) -> None:
+        """Hear a stop where the others ask for it too: in validation; in training the launcher ends what hangs."""
+        if self._waiting:
+            super()._wait_for_batch(seconds)
+
     def _reason(self) -> str:
         """Return why all processes stop now: after a batch as agreed on with the gradients, else by agreeing now."""
         agreed, self._agreed = self._agreed, None
