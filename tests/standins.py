@@ -74,12 +74,15 @@ class Kaggle(StandIn):
 
     Attributes:
         versions: Of the one data set, oldest first: name -> bytes.
+        working: How many of the newest versions it has not made ready.
+        forbids: It turns the key away, for now.
         private: Whether it was asked for as a private one.
     """
 
     def __init__(self, token: str) -> None:
         super().__init__(token, 7777)
         self.versions: list[dict[str, bytes]] = []
+        self.working, self.forbids = 0, False
         self.blobs: dict[str, tuple[str, bytes]] = {}
         self.private = False
 
@@ -100,11 +103,15 @@ class Kaggle(StandIn):
             files = values.get("body", values)["files"]
             self.versions.append(dict(self.blobs[file["token"]] for file in files))
             return said({})
-        if not self.versions:
-            return said({"code": 404, "message": "Not found"}, 404)
+        if call == "ListDatasets":
+            return said({"datasets": [{"ref": "me/run"}] if self.versions and values.get("page") == 1 else []})
+        ready = len(self.versions) - self.working
+        if ready < 1 or (call == "GetDataset" and self.forbids):
+            return said({"code": 403, "message": "Permission 'datasets.get' was denied"}, 403)
         if call == "GetDataset":
-            return said({"currentVersionNumber": len(self.versions)})
-        content = self.versions[values["datasetVersionNumber"] - 1].get(values["fileName"])
+            return said({"currentVersionNumber": ready})
+        version = values["datasetVersionNumber"]
+        content = self.versions[version - 1].get(values.get("fileName")) if version <= ready else None
         return said({"code": 404, "message": "Not found"}, 404) if content is None else (200, {}, content)
 
 

@@ -150,7 +150,7 @@ def _branch(found: Candidate, changed: bool, config: Config, status: Status) -> 
     latest = folder / LATEST
     if latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
-        storage.link(latest, kept)
+        storage.link_or_copy(latest, kept)
         status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
 
 
