@@ -42,6 +42,7 @@ lint: $(VENV)/dev
 chaos: $(VENV)/dev
 	$(BIN)/python tests/chaos.py $(ARGS)
 	$(BIN)/python tests/calls.py
+	$(BIN)/python tests/outages.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)

@@ -382,7 +382,23 @@ def test_damaged_best_does_not_keep_the_newest_state_away(place: Path, run: Path
     fetch(settings, "auto", opened(files(place)), said.append)
     assert settings.restored_folder is not None
     assert [path.name for path in settings.restored_folder.iterdir()] == ["latest.pt"]
-    assert said[-1].startswith("WARNING: best.pt of step 3 is not what was uploaded")
+    assert "WARNING: best.pt of step 3 is not what was uploaded, its checksum differs." in said
+
+
+def test_whole_backup_before_goes_before_one_without_its_best(place: Path, run: Path, settings: Config) -> None:
+    """What was trained since is trained again to the bit, and makes the best model again."""
+    store = files(place)
+    for step in (2, 3):
+        write(run, step, best=step / 10)
+        Backup(run, "s3://here", store).step()
+    expected = {each: content(run, each) for each in ("latest.pt", "best.pt")}
+    write(run, 4, best=0.4)
+    Backup(run, "s3://here", store).step()
+    wipe(place / "working")
+    Path(store._path(store.manifests()[0], "best.pt")).unlink()
+    fetch(settings, "auto", opened(files(place)), lambda line: None)
+    assert settings.restored_folder is not None
+    assert {path.name: path.read_bytes() for path in settings.restored_folder.iterdir()} == expected
 
 
 def test_later_branch_is_further_whatever_its_steps(place: Path, run: Path, settings: Config) -> None:

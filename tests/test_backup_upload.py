@@ -373,6 +373,19 @@ def test_best_model_that_the_run_folder_has_lost_stays_in_the_backup(run: Path, 
     assert store.content(store.manifests()[0], "best.pt") == best
 
 
+def test_best_model_that_is_lost_there_too_is_no_reason_to_upload_nothing(place: Path, run: Path) -> None:
+    """The state of the run is safe without it."""
+    write(run, 1, best=0.5)
+    keeper = Backup(run, "s3://here", files(place))
+    assert keeper.step()
+    Path(files(place)._path(files(place).manifests()[0], "best.pt")).unlink()
+    (run / "checkpoints/best.pt").unlink()
+    write(run / "next", 2, best=0.5)
+    (run / "next/checkpoints/latest.pt").replace(run / "checkpoints/latest.pt")
+    assert keeper.step(last=True)
+    assert list(files(place).manifests()[0]["files"]) == ["latest.pt"]
+
+
 def test_store_that_cannot_be_asked_is_not_written_over(run: Path) -> None:
     """What it holds may be further."""
 

@@ -61,6 +61,11 @@ def denied(error: BaseException) -> bool:
     return isinstance(error, PermissionError) or status(error) == 403
 
 
+def missing(error: BaseException) -> bool:
+    """Tell whether a store answered that it has no such file."""
+    return isinstance(error, FileNotFoundError) or status(error) == 404
+
+
 T = TypeVar("T")
 
 

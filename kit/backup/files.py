@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import uuid
+from functools import partial
 from pathlib import Path
 
 from kit.backup.access import NotReadyError
@@ -76,6 +77,7 @@ class Files:
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
         """Download one file of a manifest."""
+        self.fs.invalidate_cache()
         self.fs.get_file(self._path(manifest, name), str(target))
 
     def prune(self, run: str, kept: list[Manifest]) -> None:
@@ -105,7 +107,7 @@ class Files:
             try:
                 if number not in listed:
                     self.fs.invalidate_cache()
-                manifest = read(lambda path=path: self.fs.cat_file(path))  # type: ignore[misc]
+                manifest = read(partial(self.fs.cat_file, path), listed=number in listed)
             except IsADirectoryError:
                 manifest = None
             except (FileNotFoundError, NotADirectoryError) as error:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class DataSet:
         newest, found = self._newest(), list[Manifest]()
         for version in range(newest + 1, max(newest + 1 - LOOKED_AT, 0), -1) if newest else ():
             try:
-                manifest = read(lambda at=version: Path(self._download("manifest.json", at)).read_bytes())  # type: ignore[misc]
+                manifest = read(partial(self._manifest, version), listed=version <= newest)
             except Exception as error:
                 if status(error) not in (403, 404):
                     raise
@@ -97,6 +98,9 @@ class DataSet:
 
     def prune(self, run: str, kept: list[Manifest]) -> None:
         """Remove nothing: a version can only be deleted on the data set's page."""
+
+    def _manifest(self, version: int) -> bytes:
+        return Path(self._download("manifest.json", version)).read_bytes()
 
     def _download(self, name: str, version: int) -> str:
         path = self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True)

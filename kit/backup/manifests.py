@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kit.backup.access import missing
 from kit.peek import LATEST
 
 Manifest = dict[str, Any]
@@ -46,13 +47,25 @@ def parse(text: bytes) -> Manifest | None:
     return manifest if good else None
 
 
-def read(get: Callable[[], bytes]) -> Manifest | None:
-    """Return the manifest that a store gives, or None where it is none, however often it is asked."""
+def read(get: Callable[[], bytes], listed: bool = True) -> Manifest | None:
+    """Return the manifest that a store gives, or None where it is none, however often it is asked.
+
+    Args:
+        get: Asks for it.
+        listed: The store says that it is there.
+
+    Raises:
+        Exception: What the store answered; that there is none, only after the last time for one that is listed.
+    """
     for attempt in range(READS):
         if attempt:
             time.sleep(PAUSE_S)
-        if manifest := parse(get()):
-            return manifest
+        try:
+            if manifest := parse(get()):
+                return manifest
+        except Exception as error:
+            if not (missing(error) and listed) or attempt == READS - 1:
+                raise
     return None
 
 

@@ -7,18 +7,18 @@ anything here. Where the newest backup is damaged there, the one before it is fe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from kit import data, session, storage
-from kit.backup.access import denied, describe, patiently, refused, status
+from kit.backup.access import denied, describe, missing, patiently, refused
 from kit.backup.manifests import Manifest, order, position
 from kit.backup.stores import Store
 from kit.backup.upload import read_news
@@ -161,12 +161,13 @@ def _bring(config: Config, store: Store, found: list[Manifest], empty: bool, say
     lost = "Run again, or start anew with --resume never."
     problem: Exception
     with _limit(FETCH_S, say, f"error: It could not be fetched from {address} within {FETCH_S} s. {lost}", 1):
-        for each in found:
-            size = sum(entry["size"] for entry in each["files"].values())
+        for names, each in itertools.product(((LATEST, BEST), (LATEST,)), found):  # a best model may be gone for good
+            size = sum(entry["size"] for name, entry in each["files"].items() if name in names)
             say(f"Found backup: {address} ({position(each)}): fetching {size / 1e6:.0f} MB")
             try:
                 storage.make_room(storage.make_folder(new), size)
-                _download(store, each, new, say, sleep)
+                for name in each["files"].keys() & set(names):
+                    _download(store, each, name, new, say, sleep)
                 with contextlib.suppress(FileNotFoundError):
                     folder.rename(old)
                 new.rename(folder)  # latest.pt never without its best.pt
@@ -187,35 +188,28 @@ def _bring(config: Config, store: Store, found: list[Manifest], empty: bool, say
     say(f"WARNING: {text} {LOCAL}")
 
 
-def _download(store: Store, manifest: Manifest, folder: Path, say: Say, sleep: Sleep) -> None:
-    """Download a backup; without its `best.pt` where that is damaged."""
+def _download(store: Store, manifest: Manifest, name: str, folder: Path, say: Say, sleep: Sleep) -> None:
+    """Download a file of a backup.
+
+    Raises:
+        DamagedError: It is not what was uploaded, however often it is fetched.
+    """
+    of = f"{name} of step {manifest['step']}"
+
+    def get() -> None:
+        try:
+            store.fetch(manifest, name, folder / name)
+        except Exception as error:
+            if missing(error):
+                raise DamagedError(f"{of} is gone from there.") from error
+            raise
+        if checksum(folder / name) != manifest["files"][name]["sha256"]:
+            raise DamagedError(f"{of} is not what was uploaded, its checksum differs.")
 
     def waiting(error: Exception) -> None:
         say(f"WARNING: It could not be fetched: {describe(error)} It is tried again; a stop ends that.")
 
-    def hopeless(error: Exception, calls: int) -> bool:
-        return isinstance(error, DamagedError) and calls >= TRIES
-
-    for name in (LATEST, BEST):
-        if name in manifest["files"]:
-            try:
-                patiently(partial(_download_one, store, manifest, name, folder), WAIT_S, waiting, hopeless, sleep)
-            except DamagedError as error:
-                if name == LATEST:
-                    raise
-                (folder / name).unlink(missing_ok=True)
-                say(f"WARNING: {error} It is left out.")
-
-
-def _download_one(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
-    try:
-        store.fetch(manifest, name, folder / name)
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) or status(error) == 404:
-            raise DamagedError(f"{name} of step {manifest['step']} is gone from there.") from error
-        raise
-    if checksum(folder / name) != manifest["files"][name]["sha256"]:
-        raise DamagedError(f"{name} of step {manifest['step']} is not what was uploaded, its checksum differs.")
+    patiently(get, WAIT_S, waiting, lambda error, calls: isinstance(error, DamagedError) and calls >= TRIES, sleep)
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

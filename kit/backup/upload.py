@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import storage
-from kit.backup.access import NotReadyError, describe
+from kit.backup.access import NotReadyError, describe, missing
 from kit.backup.manifests import Manifest, order, position, same
 from kit.backup.stores import Store
 from kit.errors import CheckpointError, KitError, StorageError
@@ -209,17 +209,25 @@ class Backup:
     def _keep_best(self, newest: Manifest, paths: dict[str, Path]) -> None:
         """Upload the best model that is there once more, where the run folder has lost it."""
         path = paths[LATEST].with_name(BEST)
-        self.store.fetch(newest, BEST, path)
+        try:
+            self.store.fetch(newest, BEST, path)
+        except Exception as error:
+            if not missing(error):
+                raise
         if self._describe(path) == newest["files"][BEST]:
             paths[BEST] = path
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _is_good(self, manifest: Manifest, name: str) -> bool:
         """Read a file back from the store, once, and compare its checksum."""
         key = name, manifest["files"][name]["sha256"]
-        if key not in self._read_back and self.store.checksum(manifest, name) == key[1]:
-            self._read_back.add(key)
+        try:
+            if key not in self._read_back and self.store.checksum(manifest, name) == key[1]:
+                self._read_back.add(key)
+        except Exception as error:
+            if not missing(error):
+                raise
         return key in self._read_back
 
     def _prove(self, manifest: Manifest) -> None:
