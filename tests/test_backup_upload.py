@@ -16,7 +16,8 @@ from backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
 from samples import flip_weights, save, state
 
 from kit import discovery, session, storage
-from kit.backup.upload import Backup, report, sweep
+from kit.backup.pins import sweep
+from kit.backup.upload import Backup, report
 from kit.errors import CheckpointError
 from kit.peek import read_facts
 

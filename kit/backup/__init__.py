@@ -21,10 +21,11 @@ from collections.abc import Callable
 from types import FrameType
 
 from kit import session
-from kit.backup.access import describe
-from kit.backup.restore import fetch, leave
+from kit.backup.access import describe, leave
+from kit.backup.pins import sweep
+from kit.backup.restore import fetch
 from kit.backup.stores import open_store
-from kit.backup.upload import Backup, report, sweep
+from kit.backup.upload import Backup, report
 from kit.config import Config
 from kit.errors import KitError
 from kit.worker import ORPHAN_S, ORPHANED, PARENT, tie_to_parent

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 from kit.errors import ConfigError, KitError
@@ -100,6 +102,27 @@ def patiently(
                 waiting(error)
         sleep(pause)
         left, pause = left - pause, min(2 * pause, 60.0)
+
+
+@contextlib.contextmanager
+def limit(seconds: int, say: Callable[[str], None], line: str, code: int) -> Iterator[None]:
+    """End the process after some time, whatever a client is in the middle of; it may catch any exception."""
+    signal.signal(signal.SIGALRM, leave(say, line, code))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def leave(say: Callable[[str], None], line: str, code: int) -> Callable[[int, FrameType | None], None]:
+    """Return a signal handler that says a line and ends the process at once."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        say(line)
+        os._exit(code)
+
+    return handler
 
 
 def describe(error: BaseException) -> str:

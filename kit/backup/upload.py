@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kit import storage
 from kit.backup.access import NotReadyError, describe, missing
 from kit.backup.manifests import Manifest, order, position, same
+from kit.backup.pins import Look, Pins
 from kit.backup.stores import Store
-from kit.errors import CheckpointError, KitError, StorageError
-from kit.peek import BEST, LATEST, checksum, read_facts
+from kit.errors import KitError, StorageError
+from kit.peek import BEST, LATEST, read_facts
 
 NAME = "backup.json"
-PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
 SHARE = 0.1  # of the time that uploading may take
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # after an upload that failed; doubled from the one to the other
 READY_S, READY_PAUSE_S = 1200.0, 30.0  # until a store has made ready what it got, and between two looks
-AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
 KEPT = 2  # backups of a run
-
-Look = list[tuple[int, int, int]]
 
 
 class Backup:
@@ -68,14 +63,14 @@ class Backup:
         self._seen: Look = []
         self._sent: tuple[Manifest, Look] | None = None
         self._read_back: set[tuple[str, str]] = set()  # name and checksum of files that lie in the store as they should
-        self._described: dict[tuple[int, int, int], dict[str, Any] | None] = {}
+        self.pins = Pins(folder)
         self._next, self._pause = -float("inf"), FIRST_PAUSE_S
         self._began = self._took = 0.0
 
     @property
     def current(self) -> bool:
         """Whether the store has what is in the run folder."""
-        return self._look() in ([], self._seen)
+        return self.pins.look() in ([], self._seen)
 
     def step(self, last: bool = False) -> bool:
         """Upload, if there is something new and it is time for it, or read back what was uploaded.
@@ -86,7 +81,7 @@ class Backup:
         Returns:
             Whether the store has what is in the run folder.
         """
-        seen, began = self._look(), self.clock()
+        seen, began = self.pins.look(), self.clock()
         if self._sent is None and seen in ([], self._seen):
             return True
         if began < self._next and not last:
@@ -96,7 +91,7 @@ class Backup:
         try:
             if self._sent is None:
                 self._began, self._took = began, 0.0
-                with self._pinned(patient=not last) as paths:
+                with self.pins.hold(patient=not last) as paths:
                     self._sent = self._upload(paths), seen
             manifest, seen = self._sent
             self._prove(manifest)
@@ -127,54 +122,6 @@ class Backup:
             self._tell(problem=describe(error))
         self._next, self._pause = now + pause, min(2 * pause, LONGEST_PAUSE_S)
 
-    def _look(self) -> Look:
-        """Tell the files from those before: a checkpoint is replaced as a whole and never written into."""
-        found = Look()
-        with contextlib.suppress(OSError):
-            found.extend(_identity(self.folder / "checkpoints" / name) for name in (LATEST, BEST))
-        return found
-
-    @contextlib.contextmanager
-    def _pinned(self, patient: bool) -> Iterator[dict[str, Path]]:
-        """Give the files second names, which last as long as the upload whatever becomes of the first ones."""
-        place = self.folder / f"{PINS}{os.getpid()}"
-        pins = {name: place / name for name in (LATEST, BEST)}
-        try:
-            for left in range(AGREE_S if patient else 0, -1, -1):
-                shutil.rmtree(place, ignore_errors=True)
-                storage.make_folder(place)
-                for name, pin in pins.items():
-                    if (self.folder / "checkpoints" / name).exists():
-                        storage.link_or_copy(self.folder / "checkpoints" / name, pin)
-                if self._describe(pins[LATEST]) is None:
-                    raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
-                if self._describe(pins[BEST]) is None:
-                    pins[BEST].unlink(missing_ok=True)
-                    break
-                latest, best = read_facts(pins[LATEST]), read_facts(pins[BEST])
-                if all(latest[key] == best[key] for key in ("run_id", "best_map")):
-                    break
-                if not left:
-                    pins[BEST].unlink()  # no resume would take it
-                    break
-                time.sleep(1)
-            yield {name: pin for name, pin in pins.items() if pin.exists()}
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-    def _describe(self, path: Path) -> dict[str, Any] | None:
-        """Return size and checksum of a good file, which is read once; None of a damaged one."""
-        if not path.exists():
-            return None
-        key = _identity(path)
-        if key not in self._described:
-            try:
-                storage.verify(path)
-                self._described[key] = {"size": path.stat().st_size, "sha256": checksum(path)}
-            except CheckpointError:
-                self._described[key] = None
-        return self._described[key]
-
     def _upload(self, paths: dict[str, Path]) -> Manifest:
         """Upload where that replaces nothing better; return the manifest that is there then.
 
@@ -192,7 +139,7 @@ class Backup:
             raise KitError(f"It holds another run ({position(found[0])}), which stays.")
         if BEST in newest["files"] and BEST not in paths and newest["best_map"] == facts["best_map"]:
             self._keep_best(newest, paths)
-        files = {name: self._describe(path) for name, path in paths.items()}
+        files = {name: self.pins.describe(path) for name, path in paths.items()}
         if files == newest["files"]:
             return newest  # as at the start of a session, which goes on from what the one before backed up
         manifest = {**facts, "time": time.time(), "replaces": newest["replaces"], "files": files}
@@ -214,7 +161,7 @@ class Backup:
         except Exception as error:
             if not missing(error):
                 raise
-        if self._describe(path) == newest["files"][BEST]:
+        if self.pins.describe(path) == newest["files"][BEST]:
             paths[BEST] = path
         else:
             path.unlink(missing_ok=True)
@@ -268,13 +215,6 @@ class Backup:
             storage.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the second names that a process left in a run folder which was ended in mid-upload."""
-    for place in folder.glob(f"{PINS}*"):
-        if not Path("/proc", place.name.removeprefix(PINS)).exists():
-            shutil.rmtree(place, ignore_errors=True)
-
-
 def read_news(folder: Path) -> dict[str, Any]:
     """Return what `backup.json` of a run folder says; empty where there is none."""
     try:
@@ -291,8 +231,3 @@ def report(folder: Path) -> str:
     if news.get("waits"):
         safe = f"{safe} Uploaded, and not yet read back: {news['waits']}.".lstrip()
     return f"WARNING: The last backup failed: {news['problem']} {safe}" if news.get("problem") else safe
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_ino, state.st_mtime_ns, state.st_size
