@@ -118,6 +118,7 @@ class Kaggle(StandIn):
         versions: Of the one data set, oldest first: name -> bytes.
         working: How many of the newest versions it has not made ready.
         forbids: It turns the key away, for now.
+        early: It counts versions that are not ready, and turns away who asks for their files.
         slow: How often a new version is asked for before it is ready.
         private: Whether it was asked for as a private one.
     """
@@ -127,7 +128,7 @@ class Kaggle(StandIn):
     def __init__(self, token: str) -> None:
         super().__init__(token, 7777)
         self.versions: list[dict[str, bytes]] = []
-        self.working, self.forbids, self.slow = 0, False, 0
+        self.working, self.forbids, self.early, self.slow = 0, False, False, 0
         self.blobs: dict[str, tuple[str, bytes]] = {}
         self.private, self.looks = False, 0
 
@@ -158,8 +159,10 @@ class Kaggle(StandIn):
         if ready < 1 or (call == "GetDataset" and self.forbids):
             return said({"code": 403, "message": "Permission 'datasets.get' was denied"}, 403)
         if call == "GetDataset":
-            return said({"currentVersionNumber": ready})
+            return said({"currentVersionNumber": len(self.versions) if self.early else ready})
         version = values["datasetVersionNumber"]
+        if ready < version <= len(self.versions) and self.early:
+            return said({"code": 403, "message": "Permission was denied"}, 403)
         content = self.versions[version - 1].get(values.get("fileName")) if version <= ready else None
         return said({"code": 404, "message": "Not found"}, 404) if content is None else (200, {}, content)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,18 @@ def test_start_goes_on_without_a_backup_that_is_not_required(settings: Config) -
     )
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no network"), PermissionError("Forbidden"), TimeoutError()])
+class AnswerError(Exception):
+    """What a client makes of an HTTP status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("no network"), PermissionError("Forbidden"), TimeoutError(), AnswerError(403), AnswerError(429)],
+)
 def test_store_that_fails_for_a_moment_is_waited_for(
     place: Path, run: Path, settings: Config, error: Exception
 ) -> None:
@@ -302,6 +314,14 @@ def test_empty_list_is_asked_for_again(place: Path, run: Path, settings: Config)
     said = list[str]()
     fetch(settings, "auto", opened(store), said.append)
     assert "step 25" in said[0]
+
+
+def test_store_that_does_not_know_the_key_ends_the_start_at_once(settings: Config) -> None:
+    """No retry makes it a good one."""
+    pauses = list[float]()
+    with pytest.raises(ConfigError, match=r"cannot be used: HTTP 401\. Check its token"):
+        fetch(settings, "auto", opened(Unreachable(AnswerError(401))), lambda line: None, pauses)
+    assert pauses == []
 
 
 def test_store_that_turns_the_key_away_ends_the_start(settings: Config) -> None:

@@ -235,6 +235,9 @@ def test_kaggle_data_set_that_is_not_ready_is_not_taken_for_none(kaggle: Kaggle,
     store.push(*second)
     kaggle.working = 1
     assert store.manifests() == [first[0]]
+    kaggle.early = True
+    with pytest.raises(NotReadyError, match="version 2"):
+        store.manifests()
     kaggle.working = 0
     assert store.manifests() == [second[0], first[0]]
     kaggle.forbids = True

@@ -315,6 +315,18 @@ def test_backup_that_is_further_stays(place: Path, run: Path) -> None:
     assert said[1:] == ["Backups to s3://here work again."]
 
 
+def test_backup_that_is_further_and_damaged_is_no_reason_to_upload_nothing(run: Path) -> None:
+    """It cannot be restored, so what is here is further than what can."""
+    store = Shelf()
+    for step in (20, 30):
+        write(run, step)
+        Backup(run, "s3://here", store).step()
+    store.there[-1][1]["latest.pt"] = b"something else"
+    write(run, 21)
+    assert Backup(run, "s3://here", store).step()
+    assert steps(store) == [20, 30, 21]
+
+
 def test_later_branch_replaces_more_steps_and_is_not_replaced_by_them(run: Path) -> None:
     """A branch is a decision that wins over steps."""
     progress = state(10)["progress"]
@@ -525,6 +537,25 @@ def test_upload_that_cannot_be_read_back_is_made_again(run: Path, name: str) -> 
     assert json.loads((run / "backup.json").read_text())["step"] == 3
 
 
+def test_upload_that_never_arrived_is_made_again(place: Path, run: Path) -> None:
+    """Something between answered for the store, and the manifest names a file that is not there."""
+    store: Any = files(place)
+    put, sent = store.fs.put_file, list[str]()
+
+    def swallow(source: str, target: str) -> None:
+        sent.append(target)
+        if len(sent) != 2:
+            put(source, target)
+
+    store.fs.put_file = swallow
+    write(run, 1, best=0.5)
+    keeper = Backup(run, "s3://here", store, say=lambda line: None)
+    assert not keeper.step()
+    assert keeper.step(last=True)
+    manifest = files(place).manifests()[0]
+    assert all(Path(store._path(manifest, name)).read_bytes() == content(run, name) for name in manifest["files"])
+
+
 def test_keeper_that_is_started_again_proves_what_the_one_before_has_sent(run: Path) -> None:
     """It is not uploaded twice."""
     store = Shelf()
@@ -532,7 +563,7 @@ def test_keeper_that_is_started_again_proves_what_the_one_before_has_sent(run: P
     Backup(run, "s3://here", store).step()
     store.log.clear()
     assert Backup(run, "s3://here", store).step()
-    assert store.log == ["manifests", "manifests", "checksum latest.pt", "prune"]
+    assert store.log == ["manifests", "checksum latest.pt", "manifests", "prune"]
 
 
 def test_disk_without_hard_links_is_backed_up(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,20 +132,23 @@ class Backup:
         run = facts["run_id"]
         found = self.store.manifests(None if self.anew else run)
         own = sorted((each for each in found if each["run_id"] == run), key=lambda each: (order(each), each["time"]))
+        while own and order(own[-1]) > order(facts):
+            if self._is_good(further := own.pop(), LATEST):
+                raise KitError(f"The one there is further ({position(further)}) and stays.")
         newest: Manifest = own[-1] if own else {"files": {}, "replaces": self._replaced(found, facts)}
-        if own and order(newest) > order(facts):
-            raise KitError(f"The one there is further ({position(newest)}) and stays.")
         if found and found[0]["run_id"] != run and not self.store.shared and not self.anew:
             raise KitError(f"It holds another run ({position(found[0])}), which stays.")
         if BEST in newest["files"] and BEST not in paths and newest["best_map"] == facts["best_map"]:
             self._keep_best(newest, paths)
         files = {name: self.pins.describe(path) for name, path in paths.items()}
-        if files == newest["files"]:
-            return newest  # as at the start of a session, which goes on from what the one before backed up
-        manifest = {**facts, "time": time.time(), "replaces": newest["replaces"], "files": files}
         there = {name: each for each in own for name in files if each["files"].get(name) == files[name]}
-        good = [name for name, each in there.items() if self.store.shared and self._is_good(each, name)]
-        self.store.push(manifest, {name: path for name, path in paths.items() if name not in good})
+        known = files == newest["files"]  # as at the start of a session, which goes on from what was backed up
+        good = {name for name, each in there.items() if (known or self.store.shared) and self._is_good(each, name)}
+        if known and good == files.keys():
+            return newest
+        manifest = {**facts, "time": time.time(), "replaces": newest["replaces"], "files": files}
+        spared = good if self.store.shared else set()
+        self.store.push(manifest, {name: path for name, path in paths.items() if name not in spared})
         return manifest
 
     def _replaced(self, found: list[Manifest], facts: dict[str, Any]) -> list[str]:
