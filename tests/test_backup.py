@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import training
 from backups import wipe
+from standins import Kaggle
 from training import Child, differences, rows
 
 from kit import backup, checkpoint, config, launch, session
@@ -68,12 +69,25 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Kaggle data set that takes its time to make a version ready."""
+    pytest.importorskip("kagglehub")
+    for name, value in {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": "very-secret-indeed"}.items():
+        monkeypatch.setenv(name, value)
+    with Kaggle("very-secret-indeed") as server:
+        server.slow = 3
+        yield "kaggle://me/run"
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", pytest.param("bucket", marks=pytest.mark.slow), pytest.param("dataset", marks=pytest.mark.slow)]
+)
 def test_session_with_an_empty_disk_ends_with_the_same_bits(
     tmp_path: Path, values: dict[str, Any], kind: str, request: pytest.FixtureRequest
 ) -> None:
     """Stopped in mid-run, all files gone, run again: it goes on from the backup, and best.pt is there too."""
-    address = values["kit.backup"] = request.getfixturevalue("bucket") if kind == "s3" else values["kit.backup"]
+    address = values["kit.backup"] = values["kit.backup"] if kind == "folder" else request.getfixturevalue(kind)
     expected = training.train({**values, "kit.backup": None, "kit.run": "runs/untouched"})
     best = weights(tmp_path / "working/runs/untouched/checkpoints/best.pt")
     child = start(tmp_path, values)

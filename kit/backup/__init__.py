@@ -79,8 +79,9 @@ def main(config: Config, resume: str) -> int:
         say(f"error: {error}")
         return error.exit_code
     except Exception as error:  # in a client or here
-        say(f"WARNING: There are no backups: {describe(error)}")
-        return int(config.kit.backup_required)
+        required = config.kit.backup_required
+        say(f"{'error' if required and task == FETCH else 'WARNING'}: There are no backups: {describe(error)}")
+        return int(required)
     return 0
 
 
