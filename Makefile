@@ -1,6 +1,6 @@
 # make train   train the quick start (again: it goes on)     make test       the tests, a few minutes
 # make lint    ruff and mypy                                 make test-slow  the long ones
-# make bench   the figures in the README                     make chaos      a thousand kills during saves
+# make bench   the figures in the README                     make chaos      kills, failing disks, failing stores
 # make test-browser  the notebook in chromium (apt-get install chromium)     make pictures  the README's, from a run
 # make twin    the notebook on the versions of Kaggle's image, for which a Python 3.12 is needed
 PYTHON ?= python3
@@ -42,6 +42,7 @@ lint: $(VENV)/dev
 chaos: $(VENV)/dev
 	$(BIN)/python tests/chaos.py $(ARGS)
 	$(BIN)/python tests/calls.py
+	$(BIN)/python tests/outages.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)

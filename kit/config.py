@@ -50,6 +50,7 @@ class KitSettings:
     max_cost_percent: float = 1.0
     session_hours: float | str = "auto"
     backup: str | None = None
+    backup_required: bool = True
     remind_epochs: int = 25
     receipt: int = 2
     processes: int | str = "auto"
@@ -265,6 +266,9 @@ def _check_own(name: str, value: Any) -> None:
             raise ConfigError(f"The setting 'kit.run' must be a folder below the working folder but got {value!r}.")
     elif name == "backup":
         _check_address(value)
+    elif name == "backup_required":
+        if not isinstance(value, bool):
+            raise ConfigError(f"The setting 'kit.backup_required' must be True or False but got {value!r}.")
     elif name in ("remind_epochs", "receipt", "restarts"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             what = {"remind_epochs": "epochs", "receipt": "steps", "restarts": "starts"}[name]

@@ -18,8 +18,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Read what a checkpoint says of itself; its tensors stay on the disk and nothing is executed.
 
     Returns:
-        `run_id`, `run` (the setting `kit.run`), `identity` (`task`, `model`, `names`), `step`, `epoch`, `epochs` and
-        `best_map`.
+        `run_id`, `run` (the setting `kit.run`), `identity` (`task`, `model`, `names`), `branch`, `step`, `epoch`,
+        `epochs` and `best_map`.
 
     Raises:
         CheckpointError: It is no checkpoint.
@@ -33,6 +33,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             "run_id": run_id,
             "run": str(state["config"].get("kit", {}).get("run", "")),
             "identity": {key: architecture[key] for key in ("task", "model", "names")},
+            "branch": int(progress.get("branch", 0)),
             "step": int(progress["global_step"]),
             "epoch": int(state["epoch"]),
             "epochs": int(progress["epochs"]),

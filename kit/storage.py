@@ -73,7 +73,7 @@ class Disk:
 DISK = Disk()
 _held: set[Lock] = set()  # by this process
 _checking = threading.RLock()
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that knows no second names
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)  # where there is no second name
 
 
 def publish(
@@ -145,6 +145,21 @@ def link(source: Path, target: Path, disk: Disk = DISK) -> None:
         disk.unlink(temporary)
     except OSError as error:
         raise StorageError(f"'{target}' could not be made: {reason(error)}.") from error
+
+
+def link_or_copy(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Give a published file a second name, or a copy of its own where the disk knows no second names.
+
+    Raises:
+        StorageError: The disk refused; `target` is as it was.
+    """
+    try:
+        link(source, target, disk)
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) not in NO_LINKS:
+            raise
+        make_room(target.parent, source.stat().st_size, disk)
+        copy(source, target, disk)
 
 
 def copy(source: Path, target: Path, disk: Disk = DISK) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 from samples import save, state
 
 from kit import storage
-from kit.backup.stores import Files, Manifest, Store
+from kit.backup import restore
+from kit.backup.files import Files
+from kit.backup.manifests import Manifest
+from kit.backup.stores import Store
+from kit.config import Config
 
 IDENTITY = {"task": "detect", "model": "yolov8n", "names": ["cat", "dog"]}
 
@@ -34,6 +39,13 @@ def files(place: Path) -> Files:
     return Files(f"file://{place}/store")
 
 
+def fetch(
+    settings: Config, resume: str, opened: Callable[[str], Store], say: Callable[[str], None], pauses: Any = None
+) -> None:
+    """Fetch as a start does, but note the pauses and make none."""
+    restore.fetch(settings, resume, opened, say, sleep=([] if pauses is None else pauses).append)
+
+
 def opened(store: Store) -> Callable[[str], Store]:
     """Return what opens a store, whatever its address."""
     return lambda address: store
@@ -46,6 +58,11 @@ class Shelf:
         fails: The uploads that fail, counted from 1.
         during: Called in the middle of an upload.
         shared: Whether several runs have room beside each other.
+
+    Attributes:
+        pushed: All uploads so far: the manifest, and the files that came with it.
+        there: The backups that lie there, the oldest first: the manifest, and all of its files.
+        log: The calls, by name.
     """
 
     pause = 60.0
@@ -54,39 +71,61 @@ class Shelf:
         self, fails: Callable[[int], bool] = lambda call: False, during: Any = lambda: None, shared: bool = True
     ) -> None:
         self.fails, self.during, self.shared = fails, during, shared
-        self.calls = 0
+        self.calls, self.odd, self.log = 0, set[str](), list[str]()
         self.pushed: list[tuple[Manifest, dict[str, bytes]]] = []
+        self.there: list[tuple[Manifest, dict[str, bytes]]] = []
 
     def check(self) -> None:
         """Nothing is to be made."""
 
-    def manifests(self) -> list[Manifest]:
-        return list({manifest["run_id"]: manifest for manifest, _ in self.pushed}.values())
+    def manifests(self, run: str | None = None) -> list[Manifest]:
+        self.log.append("manifests")
+        return [each for each, _ in reversed(self.there) if run in (None, each["run_id"]) or not self.shared]
 
     def push(self, manifest: Manifest, paths: dict[str, Path]) -> None:
+        self.log.append("push")
         self.calls += 1
         self.during()
         if self.fails(self.calls):
             raise ConnectionError("the network is gone")
-        self.pushed.append((manifest, {name: path.read_bytes() for name, path in paths.items()}))
+        new = {name: path.read_bytes() for name, path in paths.items()}
+        old = {
+            name: files[name] for each, files in self.there for name in files if each["run_id"] == manifest["run_id"]
+        }
+        self.pushed.append((manifest, new))
+        self.there.append((manifest, {name: {**old, **new}[name] for name in manifest["files"]}))
+
+    def checksum(self, manifest: Manifest, name: str) -> str:
+        self.log.append(f"checksum {name}")
+        return hashlib.sha256(self.content(manifest, name)).hexdigest()
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
-        target.write_bytes(next(files for known, files in self.pushed[::-1] if known == manifest)[name])
+        target.write_bytes(self.content(manifest, name))
+
+    def content(self, manifest: Manifest, name: str) -> bytes:
+        return next(files for known, files in self.there[::-1] if known == manifest)[name]
+
+    def prune(self, run: str, kept: list[Manifest]) -> None:
+        self.log.append("prune")
+        self.there = [each for each in self.there if each[0]["run_id"] != run or each[0] in kept]
 
 
 class Unreachable(Shelf):
-    """A store that answers nothing but an error.
+    """A store that answers with an error.
 
     Args:
         error: The error.
+        times: How often.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, times: int = 1000) -> None:
         super().__init__()
-        self.error = error
+        self.error, self.times = error, times
 
     def check(self) -> None:
-        raise self.error
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
 
 
 class Tearing(Files):

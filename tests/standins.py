@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
 Answer = tuple[int, dict[str, str], bytes]
+PAGE = b"<!DOCTYPE html><title>Please wait</title>"
 
 
 class StandIn:
@@ -23,11 +26,18 @@ class StandIn:
 
     Attributes:
         asked: Every request so far, as `METHOD path`.
+        fault: Tells how the next request fails: `refused`, `cut` in mid-body, answered with a `page`, with what was
+            true before the last change (`old`), or with a status; empty for not at all.
     """
+
+    state: tuple[str, ...] = ()  # the attributes that requests change
+    clock: tuple[str, ...] = ()  # the ones that they only move on
 
     def __init__(self, token: str, port: int = 0) -> None:
         self.token, self.asked = token, list[str]()
         self.lock = threading.Lock()
+        self.fault: Callable[[], str] = str
+        self.before: dict[str, Any] = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,13 +46,18 @@ class StandIn:
                 with outer.lock:
                     outer.asked.append(f"{self.command} {self.path}")
                     known = self.headers.get("Authorization") in (f"Bearer {outer.token}", None)
-                    status, headers, content = outer.answer(self.path, body) if known else (401, {}, b"")
+                    fault = outer.fault()
+                    status, headers, content = outer.fail(fault, self.path, body) if known else (401, {}, b"")
+                if fault == "refused":
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+                self.close_connection = fault == "cut"
 
             do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815  # the names that the base class calls
 
@@ -54,6 +69,33 @@ class StandIn:
 
     def answer(self, path: str, body: bytes) -> Answer:
         raise NotImplementedError
+
+    def fail(self, fault: str, path: str, body: bytes) -> Answer:
+        """Answer a request, in the way that it fails."""
+        if fault in ("refused", "page") or fault.isdigit():
+            return int(fault) if fault.isdigit() else 200, {"Content-Type": "text/html"}, PAGE
+        now = self.saved()
+        if fault == "old":
+            self.restore(self.before)
+            answered, wrote = self.answer(path, body), self._changed({**now, **self.before})
+            self.restore(now)
+            if not wrote:
+                return answered
+        answered = self.answer(path, body)
+        if self._changed(now):
+            self.before = {name: now[name] for name in self.state}
+        return answered
+
+    def _changed(self, before: dict[str, Any]) -> bool:
+        return any(getattr(self, name) != before[name] for name in self.state)
+
+    def saved(self) -> dict[str, Any]:
+        """Return what requests change."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in (*self.state, *self.clock, "before")}
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Be as it was once."""
+        vars(self).update(copy.deepcopy(values))
 
     def __enter__(self) -> Any:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -74,14 +116,21 @@ class Kaggle(StandIn):
 
     Attributes:
         versions: Of the one data set, oldest first: name -> bytes.
+        working: How many of the newest versions it has not made ready.
+        forbids: It turns the key away, for now.
+        early: It counts versions that are not ready, and turns away who asks for their files.
+        slow: How often a new version is asked for before it is ready.
         private: Whether it was asked for as a private one.
     """
+
+    state, clock = ("versions", "blobs"), ("working", "looks")
 
     def __init__(self, token: str) -> None:
         super().__init__(token, 7777)
         self.versions: list[dict[str, bytes]] = []
+        self.working, self.forbids, self.early, self.slow = 0, False, False, 0
         self.blobs: dict[str, tuple[str, bytes]] = {}
-        self.private = False
+        self.private, self.looks = False, 0
 
     def answer(self, path: str, body: bytes) -> Answer:
         if path.startswith("/blob/"):
@@ -99,12 +148,22 @@ class Kaggle(StandIn):
             self.private |= values.get("isPrivate", False)
             files = values.get("body", values)["files"]
             self.versions.append(dict(self.blobs[file["token"]] for file in files))
+            self.working, self.looks = min(self.slow, 1), self.slow
             return said({})
-        if not self.versions:
-            return said({"code": 404, "message": "Not found"}, 404)
+        if call == "ListDatasets":
+            return said({"datasets": [{"ref": "me/run"}] if self.versions and values.get("page") == 1 else []})
+        if call == "GetDataset" and self.slow:
+            self.looks -= 1
+            self.working = int(self.looks >= 0)
+        ready = len(self.versions) - self.working
+        if ready < 1 or (call == "GetDataset" and self.forbids):
+            return said({"code": 403, "message": "Permission 'datasets.get' was denied"}, 403)
         if call == "GetDataset":
-            return said({"currentVersionNumber": len(self.versions)})
-        content = self.versions[values["datasetVersionNumber"] - 1].get(values["fileName"])
+            return said({"currentVersionNumber": len(self.versions) if self.early else ready})
+        version = values["datasetVersionNumber"]
+        if ready < version <= len(self.versions) and self.early:
+            return said({"code": 403, "message": "Permission was denied"}, 403)
+        content = self.versions[version - 1].get(values.get("fileName")) if version <= ready else None
         return said({"code": 404, "message": "Not found"}, 404) if content is None else (200, {}, content)
 
 
@@ -119,6 +178,8 @@ class Hub(StandIn):
         stored: What its large file storage is said to hold.
         deleted: The storage's objects that were deleted for good.
     """
+
+    state = ("files", "large")
 
     def __init__(self, token: str) -> None:
         super().__init__(token)
@@ -138,6 +199,8 @@ class Hub(StandIn):
         if self.files is None:
             return said({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
         if match := re.fullmatch(r"/me/run/resolve/main/(.+)", path):
+            if match[1] not in self.files:
+                return said({"error": "Entry not found"}, 404, **{"X-Error-Code": "EntryNotFound"})
             content = self.files[match[1]]
             headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
             return 200, headers, content

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import training
 from backups import wipe
+from standins import Kaggle
 from training import Child, differences, rows
 
 from kit import backup, checkpoint, config, keeper, session
@@ -68,12 +69,25 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Kaggle data set that takes its time to make a version ready."""
+    pytest.importorskip("kagglehub")
+    for name, value in {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": "very-secret-indeed"}.items():
+        monkeypatch.setenv(name, value)
+    with Kaggle("very-secret-indeed") as server:
+        server.slow = 3
+        yield "kaggle://me/run"
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", pytest.param("bucket", marks=pytest.mark.slow), pytest.param("dataset", marks=pytest.mark.slow)]
+)
 def test_session_with_an_empty_disk_ends_with_the_same_bits(
     tmp_path: Path, values: dict[str, Any], kind: str, request: pytest.FixtureRequest
 ) -> None:
     """Stopped in mid-run, all files gone, run again: it goes on from the backup, and best.pt is there too."""
-    address = values["kit.backup"] = request.getfixturevalue("bucket") if kind == "s3" else values["kit.backup"]
+    address = values["kit.backup"] = values["kit.backup"] if kind == "folder" else request.getfixturevalue(kind)
     expected = training.train({**values, "kit.backup": None, "kit.run": "runs/untouched"})
     best = weights(tmp_path / "working/runs/untouched/checkpoints/best.pt")
     child = start(tmp_path, values)
@@ -96,22 +110,40 @@ def test_session_with_an_empty_disk_ends_with_the_same_bits(
     assert list((tmp_path / "working/runs/train").glob(".backup*")) == []
 
 
+KAGGLE = {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_USERNAME": "somebody-here", "KAGGLE_KEY": "very-secret-indeed"}
+
+
 def test_store_without_a_network_neither_fails_nor_changes_training(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two warnings, the same bits, exit 0; nothing secret is in any file or in the output."""
+    """Where the backup is not required: warnings, the same bits, exit 0; nothing secret is in any file or output."""
     pytest.importorskip("kagglehub")
     expected = training.train({**values, "epochs": 3, "kit.backup": None, "kit.run": "runs/plain"})
-    secrets = {"KAGGLE_USERNAME": "somebody-here", "KAGGLE_KEY": "very-secret-indeed"}
-    for name, value in {"KAGGLE_API_ENVIRONMENT": "TEST", **secrets}.items():
+    for name, value in KAGGLE.items():
         monkeypatch.setenv(name, value)
-    child = start(tmp_path, {**values, "epochs": 3, "kit.backup": "kaggle://me/run"})
+    free = {"kit.backup": "kaggle://me/run", "kit.backup_required": False}
+    child = start(tmp_path, {**values, "epochs": 3, **free})
     assert child.wait() == 0, child.output()
     assert "WARNING: kaggle://me/run cannot be reached" in child.output()
     assert child.output().count("WARNING: The backup to kaggle://me/run failed") == 1
     assert "WARNING: The last backup failed: " in child.output()
     assert differences(expected, latest(tmp_path)) == []
-    assert holding(tmp_path, secrets["KAGGLE_KEY"]) == []
+    assert holding(tmp_path, KAGGLE["KAGGLE_KEY"]) == []
+
+
+def test_wait_for_a_store_can_be_stopped(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The button is heard; nothing was trained beside a backup that may be further."""
+    pytest.importorskip("kagglehub")
+    for name, value in KAGGLE.items():
+        monkeypatch.setenv(name, value)
+    child = start(tmp_path, {**values, "kit.backup": "kaggle://me/run"})
+    child.wait_for(lambda _: "It is tried for 300 s; a stop ends that." in child.output())
+    child.process.send_signal(signal.SIGINT)
+    assert child.wait() == 75, child.output()
+    assert "Stopped before training began." in child.output()
+    assert not list(tmp_path.glob("working/runs/train/checkpoints/*.pt"))
 
 
 def test_backups_end_with_the_launcher(tmp_path: Path, values: dict[str, Any]) -> None:

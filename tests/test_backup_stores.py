@@ -15,8 +15,10 @@ import pytest
 from standins import Hub, Kaggle
 
 from kit import session
-from kit.backup.access import describe, refused, take_secrets
-from kit.backup.stores import Manifest, Store, open_store, parse
+from kit.backup import manifests
+from kit.backup.access import NotReadyError, describe, refused, take_secrets
+from kit.backup.manifests import Manifest, parse, stored
+from kit.backup.stores import Store, open_store
 from kit.errors import ConfigError
 from kit.peek import checksum
 
@@ -92,22 +94,28 @@ def backup(folder: Path, step: int, run: str = "one", **files: bytes) -> tuple[M
         paths[f"{name}.pt"] = place / f"{name}.pt"
         paths[f"{name}.pt"].write_bytes(content)
     described = {name: {"size": path.stat().st_size, "sha256": checksum(path)} for name, path in paths.items()}
-    facts = {"run_id": run, "identity": {"task": "detect"}, "step": step, "epoch": 1, "epochs": 2, "best_map": 0.5}
-    return {**facts, "time": 1e9 + step, "replaces": [], "files": described}, paths
+    facts = {"run_id": run, "identity": {"task": "detect"}, "branch": 0, "step": step, "epoch": 1, "epochs": 2}
+    return {**facts, "best_map": 0.5, "time": 1e9 + step, "replaces": [], "files": described}, paths
 
 
 def test_store_gives_back_what_it_was_given(store: Store, tmp_path: Path) -> None:
-    """Empty at first; then the newest manifest and the bytes that it names, again and again."""
+    """Empty at first; then the manifests, the newest first, and the bytes that they name, with their checksums."""
     store.check()
     assert store.manifests() == []
-    best = os.urandom(1000)
+    best, pushed = os.urandom(1000), list[Manifest]()
     for step in (1, 2, 3):
         manifest, paths = backup(tmp_path, step, latest=os.urandom(100_000), best=best)
         store.push(manifest, paths)
-        assert store.manifests() == [manifest]
+        pushed.insert(0, manifest)
+        assert store.manifests("one")[:2] == pushed[:2]
+        store.prune("one", pushed[:2])
+        assert store.manifests() == pushed[:2]
         for name, path in paths.items():
             store.fetch(manifest, name, tmp_path / "fetched")
             assert (tmp_path / "fetched").read_bytes() == path.read_bytes()
+            assert store.checksum(manifest, name) == manifest["files"][name]["sha256"]
+    assert store.checksum(pushed[1], "latest.pt") == pushed[1]["files"]["latest.pt"]["sha256"]
+    assert store.odd == set()
 
 
 @pytest.mark.parametrize("store", ["folder", "s3", "hub"], indirect=True)
@@ -125,31 +133,60 @@ def test_runs_lie_beside_each_other(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "fetched").read_bytes() == b"one"
 
 
-@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
-def test_file_that_did_not_change_is_not_uploaded_again(store: Any, tmp_path: Path) -> None:
-    """A best.pt that stays the best is there already; what is replaced is removed."""
-    uploaded: list[str] = []
-    put = store.fs.put_file
-
-    def count(path: str, target: str) -> None:
-        uploaded.append(Path(path).name)
-        put(path, target)
-
-    store.fs.put_file = count
-    for step in (1, 2):
-        store.push(*backup(tmp_path, step, latest=bytes([step]), best=b"best"))
-    assert uploaded == ["latest.pt", "best.pt", "latest.pt"]
-    store.fs.invalidate_cache()
-    assert len(store.fs.ls(f"{store.root}/one")) == 3
+@pytest.mark.parametrize("store", ["folder", "s3", "hub"], indirect=True)
+def test_what_no_kept_backup_names_is_removed(store: Any, tmp_path: Path) -> None:
+    """Also what an upload has left that was cut off; a backup that came meanwhile stays."""
+    store.check()
+    pushed = [backup(tmp_path, step, latest=bytes([step]), best=b"best") for step in range(1, 6)]
+    for manifest, paths in pushed:
+        store.push(manifest, paths)
+    store.push(*backup(tmp_path, 1, "two", latest=b"another run's"))
+    store.prune("one", [pushed[2][0], pushed[3][0]])
+    assert [each["step"] for each in store.manifests("one")] == [5, 4, 3]
+    assert len(store.fs.ls(f"{store.root}/one", refresh=True)) == 7
+    assert len(store.fs.ls(f"{store.root}/two", refresh=True)) == 2
 
 
-def test_torn_manifest_is_passed_over(folder: Any, tmp_path: Path) -> None:
+def test_list_that_is_an_old_one_is_noticed(folder: Any, tmp_path: Path) -> None:
+    """What came after it is asked for by its number; what has gone since is no sign that there is nothing."""
+    pushed = [backup(tmp_path, step, latest=bytes([step]))[0] for step in range(1, 6)]
+    for step, manifest in enumerate(pushed, 1):
+        folder.push(manifest, {"latest.pt": tmp_path / f"pins-one-{step}/latest.pt"})
+    everything = folder._list
+    folder._list = lambda path: [name for name in everything(path) if "manifest-000005" not in name]
+    assert folder.manifests("one")[0]["step"] == 5
+    folder.prune("one", pushed[3:])
+    folder._list = lambda path: [*everything(path), "manifest-000001.json"]
+    with pytest.raises(NotReadyError, match=r"manifest-000001\.json' is listed and not there"):
+        folder.manifests("one")
+
+
+def test_torn_manifest_is_passed_over(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one before it counts, whose files are still there."""
     manifest, paths = backup(tmp_path, 1, latest=b"1")
     folder.push(manifest, paths)
     (newest,) = Path(folder.root, "one").glob("manifest-*.json")
     newest.with_name("manifest-000002.json").write_bytes(newest.read_bytes()[:-10])
+    monkeypatch.setattr(manifests, "PAUSE_S", 0)
     assert folder.manifests() == [manifest]
+    assert folder.odd == {str(newest.with_name("manifest-000002.json"))}
+
+
+def test_page_in_place_of_a_manifest_is_asked_for_again(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next answer is the manifest."""
+    folder.push(*backup(tmp_path, 1, latest=b"1"))
+    monkeypatch.setattr(manifests, "PAUSE_S", 0)
+    cat, asked = folder.fs.cat_file, list[str]()
+
+    def page(path: str) -> bytes:
+        asked.append(path)
+        return b"<!DOCTYPE html>" if len(asked) == 1 else bytes(cat(path))
+
+    folder.fs.cat_file = page
+    assert [each["step"] for each in folder.manifests()] == [1]
+    assert folder.odd == set()
 
 
 def test_key_that_may_not_delete_is_good_enough(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +222,29 @@ def test_kaggle_gets_a_private_data_set_with_plain_names(kaggle: Kaggle, tmp_pat
     assert not store.shared
 
 
+def test_kaggle_data_set_that_is_not_ready_is_not_taken_for_none(kaggle: Kaggle, tmp_path: Path) -> None:
+    """It answers 403 for one that is not there, for one that it still works on, and for a while."""
+    store = open_store("kaggle://me/run")
+    assert store.manifests() == []
+    first, second = (backup(tmp_path, step, latest=bytes([step])) for step in (1, 2))
+    store.push(*first)
+    kaggle.working = 1
+    with pytest.raises(NotReadyError):
+        store.manifests()
+    kaggle.working = 0
+    store.push(*second)
+    kaggle.working = 1
+    assert store.manifests() == [first[0]]
+    kaggle.early = True
+    with pytest.raises(NotReadyError, match="version 2"):
+        store.manifests()
+    kaggle.working = 0
+    assert store.manifests() == [second[0], first[0]]
+    kaggle.forbids = True
+    with pytest.raises(NotReadyError):
+        store.manifests()
+
+
 def test_kaggle_is_asked_over_http_also_in_a_notebook(
     kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +264,7 @@ def test_kaggle_is_asked_over_http_also_in_a_notebook(
     assert store.manifests() == [manifest]
 
 
-def test_hub_gets_one_private_commit_and_old_versions_are_deleted_for_good(hub: Hub, tmp_path: Path) -> None:
+def test_hub_gets_private_commits_and_old_versions_are_deleted_for_good(hub: Hub, tmp_path: Path) -> None:
     """But neither what a file of the repository still holds, nor what is not this run's."""
     store = open_store("hf://me/run")
     store.check()
@@ -215,9 +275,26 @@ def test_hub_gets_one_private_commit_and_old_versions_are_deleted_for_good(hub: 
     ]
     hub.files = {"copy.pt": b"1"}
     hub.large = {"copy.pt": "copied"}
-    store.push(*backup(tmp_path, 1, latest=b"1", best=b"2"))
-    assert hub.deleted == ["ours"]
+    first, second = (backup(tmp_path, step, latest=bytes([step]), best=b"2") for step in (1, 2))
+    store.push(*first)
     assert (hub.commits, hub.private) == (1, True)
+    store.push(*second)
+    assert hub.deleted == []
+    store.prune("one", [second[0]])
+    assert hub.deleted == ["ours"]
+    assert hub.commits == 3
+
+
+def test_hub_tells_the_checksum_of_a_large_file(hub: Hub, tmp_path: Path) -> None:
+    """It is that of the bytes which it holds, so they need not be downloaded."""
+    store: Any = open_store("hf://me/run")
+    store.check()
+    manifest, paths = backup(tmp_path, 1, latest=b"1")
+    store.push(manifest, paths)
+    hub.large = {f"one/{stored('latest.pt', manifest)}": "0" * 64}
+    hub.asked.clear()
+    assert store.checksum(manifest, "latest.pt") == "0" * 64
+    assert not [line for line in hub.asked if "/resolve/" in line]
 
 
 @pytest.mark.parametrize(("address", "name"), [("kaggle://me/run", "KAGGLE_API_TOKEN"), ("hf://me/run", "HF_TOKEN")])

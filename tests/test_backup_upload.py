@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 from backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
-from samples import save, state
+from samples import flip_weights, save, state
 
-from kit import discovery, session
-from kit.backup.upload import Backup, report, sweep
+from kit import discovery, session, storage
+from kit.backup.pins import sweep
+from kit.backup.upload import Backup, report
 from kit.errors import CheckpointError
 from kit.peek import read_facts
 
@@ -258,11 +260,11 @@ def test_crash_at_any_point_of_an_upload_leaves_a_whole_backup(place: Path, run:
     write(run, 2, best=0.6)
     new = {name: content(run, name) for name in ("latest.pt", "best.pt")}
     found = []
-    for call in range(1, 10):
+    for call in range(1, 20):
         snapshot = {path: path.read_bytes() for path in (place / "store").rglob("*") if path.is_file()}
         store = Tearing(f"file://{place}/store", at=call)
         Backup(run, "s3://here", store, say=lambda line: None).step()
-        (manifest,) = files(place).manifests()
+        manifest = files(place).manifests()[0]
         for name, expected in (old if manifest["step"] == 1 else new).items():
             files(place).fetch(manifest, name, place / "fetched")
             assert (place / "fetched").read_bytes() == expected, call
@@ -273,18 +275,307 @@ def test_crash_at_any_point_of_an_upload_leaves_a_whole_backup(place: Path, run:
             path.write_bytes(data)
         if store.calls < call:
             break
-    assert found == [1, 1, 1, 2, 2, 2, 2]
+    assert found == [1, 1, 1, 2]
 
 
 def test_upload_after_a_crash_leaves_nothing_of_it_behind(place: Path, run: Path) -> None:
-    """Half a file, half a manifest and the files before are gone after the next one that succeeds."""
+    """Half a file, half a manifest and the files before are gone after the next one that succeeds; two stay."""
     write(run, 1, best=0.5)
     Backup(run, "s3://here", files(place)).step()
     write(run, 2, best=0.6)
     Backup(run, "s3://here", Tearing(f"file://{place}/store", at=3), say=lambda line: None).step()
     assert len(list((place / "store/one").iterdir())) == 6
-    write(run, 3, best=0.6)
-    Backup(run, "s3://here", files(place)).step()
+    for step in (3, 4, 5):
+        write(run, step, best=0.6)
+        Backup(run, "s3://here", files(place)).step()
     names = sorted(path.name.partition("-")[0] for path in (place / "store/one").iterdir())
-    assert names == ["best", "latest", "manifest"]
-    assert [manifest["step"] for manifest in files(place).manifests()] == [3]
+    assert names == ["best", "best", "latest", "latest", "manifest", "manifest"]
+    assert [manifest["step"] for manifest in files(place).manifests()] == [5, 4]
+
+
+# --- a good copy is never replaced by a worse one
+
+
+def test_backup_that_is_further_stays(place: Path, run: Path) -> None:
+    """As where an earlier output was put back; said once, and uploads go on when the run is further again."""
+    store, said = Shelf(), list[str]()
+    write(run, 30)
+    Backup(run, "s3://here", store).step()
+    write(run, 20)
+    keeper = Backup(run, "s3://here", store, say=said.append)
+    for _ in range(3):
+        assert not keeper.step(last=True)
+    assert steps(store) == [30]
+    assert len(said) == 1
+    assert "The one there is further (epoch 3/5, step 30" in said[0]
+    assert "The one there is further" in report(run)
+    write(run, 31)
+    assert keeper.step(last=True)
+    assert steps(store) == [30, 31]
+    assert said[1:] == ["Backups to s3://here work again."]
+
+
+def test_backup_that_is_further_and_damaged_is_no_reason_to_upload_nothing(run: Path) -> None:
+    """It cannot be restored, so what is here is further than what can."""
+    store = Shelf()
+    for step in (20, 30):
+        write(run, step)
+        Backup(run, "s3://here", store).step()
+    store.there[-1][1]["latest.pt"] = b"something else"
+    write(run, 21)
+    assert Backup(run, "s3://here", store).step()
+    assert steps(store) == [20, 30, 21]
+
+
+def test_later_branch_replaces_more_steps_and_is_not_replaced_by_them(run: Path) -> None:
+    """A branch is a decision that wins over steps."""
+    progress = state(10)["progress"]
+    store = Shelf()
+    for step, branch in ((30, 0), (10, 1), (40, 0)):
+        write(run, step, progress={**progress, "global_step": step, "branch": branch})
+        Backup(run, "s3://here", store, say=lambda line: None).step()
+    assert steps(store) == [30, 10]
+
+
+def test_damaged_checkpoint_is_not_uploaded(run: Path) -> None:
+    """Before training has set it aside; it is read once, and what is published next goes up."""
+    store, said = Shelf(), list[str]()
+    write(run, 20)
+    keeper = Backup(run, "s3://here", store, say=said.append)
+    keeper.step()
+    write(run, 30)
+    flip_weights(run / "checkpoints/latest.pt")
+    for _ in range(3):
+        assert not keeper.step(last=True)
+    assert steps(store) == [20]
+    assert said == [
+        "WARNING: The backup to s3://here failed: latest.pt is damaged, and is not uploaded. It is tried again."
+    ]
+    write(run, 31)
+    assert keeper.step(last=True)
+    assert steps(store) == [20, 31]
+
+
+def test_file_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its upload fails."""
+    read = list[str]()
+    verify = storage.verify
+    monkeypatch.setattr(storage, "verify", lambda path: (read.append(path.name), verify(path)))
+    write(run, 20, best=0.5)
+    keeper = Backup(run, "s3://here", Shelf(fails=lambda call: call < 4), say=lambda line: None)
+    while not keeper.step(last=True):
+        pass
+    assert sorted(read) == ["best.pt", "latest.pt"]
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, flip_weights])
+@pytest.mark.parametrize("shared", [True, False])
+def test_best_model_that_the_run_folder_has_lost_stays_in_the_backup(run: Path, loss: Any, shared: bool) -> None:
+    """Deleted or damaged here, it is still the best one of the run there."""
+    store = Shelf(shared=shared)
+    write(run, 1, best=0.5)
+    best = content(run, "best.pt")
+    keeper = Backup(run, "s3://here", store)
+    keeper.step()
+    loss(run / "checkpoints/best.pt")
+    for step in (2, 3, 4):
+        (run / "next").mkdir(exist_ok=True)
+        write(run / "next", step, best=0.5)
+        (run / "next/checkpoints/latest.pt").replace(run / "checkpoints/latest.pt")
+        assert keeper.step(last=True)
+    assert store.content(store.manifests()[0], "best.pt") == best
+
+
+def test_best_model_that_is_lost_there_too_is_no_reason_to_upload_nothing(place: Path, run: Path) -> None:
+    """The state of the run is safe without it."""
+    write(run, 1, best=0.5)
+    keeper = Backup(run, "s3://here", files(place))
+    assert keeper.step()
+    Path(files(place)._path(files(place).manifests()[0], "best.pt")).unlink()
+    (run / "checkpoints/best.pt").unlink()
+    write(run / "next", 2, best=0.5)
+    (run / "next/checkpoints/latest.pt").replace(run / "checkpoints/latest.pt")
+    assert keeper.step(last=True)
+    assert list(files(place).manifests()[0]["files"]) == ["latest.pt"]
+
+
+def test_store_that_cannot_be_asked_is_not_written_over(run: Path) -> None:
+    """What it holds may be further."""
+
+    class Silent(Shelf):
+        silent = False
+
+        def manifests(self, run: str | None = None) -> list[dict[str, Any]]:
+            if self.silent:
+                raise PermissionError("Forbidden")
+            return super().manifests(run)
+
+    store = Silent()
+    write(run, 30)
+    keeper = Backup(run, "s3://here", store, say=lambda line: None)
+    keeper.step()
+    store.silent = True
+    write(run, 31)
+    assert not keeper.step(last=True)
+    assert steps(store) == [30]
+    store.silent = False
+    assert keeper.step(last=True)
+    assert steps(store) == [30, 31]
+
+
+def test_other_run_in_a_store_for_one_stays(run: Path) -> None:
+    """But for one that was started anew, also where that was killed before its first upload."""
+    store, said = Shelf(shared=False), list[str]()
+    write(run, 30, run_id="other")
+    Backup(run, "s3://here", store).step()
+    wipe(run)
+    write(run, 40)
+    assert not Backup(run, "s3://here", store, say=said.append).step()
+    assert "It holds another run (epoch 3/5, step 30" in said[0]
+    wipe(run)
+    Backup(run, "s3://here", store, anew=True).step()
+    write(run, 1)
+    assert Backup(run, "s3://here", store).step()
+    assert steps(store) == [30, 1]
+    assert store.manifests()[0]["replaces"] == ["other"]
+
+
+# --- what was uploaded is read back
+
+
+def test_uploaded_is_said_of_what_was_read_back(run: Path) -> None:
+    """A store that needs time for it is asked again, without a warning; nothing is removed before."""
+
+    class Slow(Shelf):
+        ready = 0
+
+        def manifests(self, run: str | None = None) -> list[dict[str, Any]]:
+            return super().manifests(run)[len(self.there) - self.ready :]
+
+    store, said, clock = Slow(), list[str](), Clock()
+    keeper = Backup(run, "s3://here", store, say=said.append, clock=clock)
+    write(run, 1)
+    assert not keeper.step()
+    assert "step" not in json.loads((run / "backup.json").read_text())
+    assert report(run).startswith("Uploaded, and not yet read back: epoch 0/5, step 1, of ")
+    write(run, 2)
+    for _ in range(100):
+        clock.now += 1
+        assert not keeper.step()
+    assert steps(store) == [1]
+    assert "prune" not in store.log
+    store.ready = 1
+    clock.now += 30
+    assert not keeper.step()
+    assert store.log[-2:] == ["checksum latest.pt", "prune"]
+    assert report(run).startswith("In s3://here: latest.pt (epoch 0/5, step 1, of ")
+    assert "not yet read back" not in report(run)
+    clock.now += 1000
+    store.ready = 2
+    assert keeper.step()
+    assert (steps(store), said) == ([1, 2], [])
+
+
+def test_upload_that_is_never_shown_is_said_and_made_again(run: Path) -> None:
+    """After twenty minutes."""
+
+    class Losing(Shelf):
+        def manifests(self, run: str | None = None) -> list[dict[str, Any]]:
+            return []
+
+    store, said, clock = Losing(), list[str](), Clock()
+    keeper = Backup(run, "s3://here", store, say=said.append, clock=clock)
+    write(run, 1)
+    while len(store.pushed) < 2 and clock.now < 5000:
+        keeper.step()
+        clock.now += 1
+    assert 2200 < clock.now < 2300
+    assert said == [
+        "WARNING: The backup to s3://here failed: What was uploaded is not there yet. It is tried again.",
+    ]
+
+
+def test_last_state_is_uploaded_also_where_the_one_before_is_not_ready(run: Path) -> None:
+    """There may be no time to read that one back first."""
+
+    class Slow(Shelf):
+        def manifests(self, run: str | None = None) -> list[dict[str, Any]]:
+            return super().manifests(run)[2 - min(len(self.log), 2) :] if len(self.there) > 1 else []
+
+    store = Slow()
+    keeper = Backup(run, "s3://here", store, say=lambda line: None)
+    write(run, 1)
+    assert not keeper.step()
+    write(run, 2)
+    keeper.step(last=True)
+    assert steps(store) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "best.pt"])
+def test_upload_that_cannot_be_read_back_is_made_again(run: Path, name: str) -> None:
+    """The ones before it stay; the damaged one is no backup."""
+
+    class Damaging(Shelf):
+        def push(self, manifest: dict[str, Any], paths: dict[str, Path]) -> None:
+            super().push(manifest, paths)
+            if self.calls in (3, 4):
+                self.there[-1][1][name] = b"something else"
+
+    store, said = Damaging(), list[str]()
+    keeper = Backup(run, "s3://here", store, say=said.append)
+    for step in (1, 2):
+        write(run, step, best=step / 10)
+        assert keeper.step(last=True)
+    write(run, 3, best=0.3)
+    assert not keeper.step(last=True)
+    assert f"{name} cannot be read back as uploaded, the checksum differs." in said[0]
+    assert [each["step"] for each in store.manifests()] == [2, 1]
+    assert json.loads((run / "backup.json").read_text())["step"] == 2
+    assert not keeper.step(last=True)
+    assert keeper.step(last=True)
+    assert [each["step"] for each in store.manifests()] == [3, 2]
+    assert json.loads((run / "backup.json").read_text())["step"] == 3
+
+
+def test_upload_that_never_arrived_is_made_again(place: Path, run: Path) -> None:
+    """Something between answered for the store, and the manifest names a file that is not there."""
+    store: Any = files(place)
+    put, sent = store.fs.put_file, list[str]()
+
+    def swallow(source: str, target: str) -> None:
+        sent.append(target)
+        if len(sent) != 2:
+            put(source, target)
+
+    store.fs.put_file = swallow
+    write(run, 1, best=0.5)
+    keeper = Backup(run, "s3://here", store, say=lambda line: None)
+    assert not keeper.step()
+    assert keeper.step(last=True)
+    manifest = files(place).manifests()[0]
+    assert all(Path(store._path(manifest, name)).read_bytes() == content(run, name) for name in manifest["files"])
+
+
+def test_keeper_that_is_started_again_proves_what_the_one_before_has_sent(run: Path) -> None:
+    """It is not uploaded twice."""
+    store = Shelf()
+    write(run, 1)
+    Backup(run, "s3://here", store).step()
+    store.log.clear()
+    assert Backup(run, "s3://here", store).step()
+    assert store.log == ["manifests", "checksum latest.pt", "manifests", "prune"]
+
+
+def test_disk_without_hard_links_is_backed_up(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a copy, which goes afterwards."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(run, 1, best=0.5)
+    store, said = Shelf(), list[str]()
+    assert Backup(run, "s3://here", store, say=said.append).step()
+    assert store.pushed[0][1] == {name: content(run, name) for name in ("latest.pt", "best.pt")}
+    assert list(run.glob(".backup-*")) == []
+    assert said == []

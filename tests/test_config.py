@@ -232,6 +232,8 @@ def test_settings_of_the_design_are_among_the_refused_ones() -> None:
         "kit.max_lost_s=auto",
         "kit.max_cost_percent=0",
         "kit.max_cost_percent=null",
+        "kit.backup_required=1",
+        "kit.backup_required=maybe",
         "kit.remind_epochs=-1",
         "kit.restarts=-1",
         "kit.restarts=auto",

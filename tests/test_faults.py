@@ -529,3 +529,20 @@ def test_two_damaged_checkpoints_leave_the_best_one(
     assert ("Starting training from epoch 1/3 (batch 1/3)\n" in said) is not best
     assert (f"Found checkpoint: {folder / 'best.pt'} (epoch 1/3" in said) is best
     assert_same(halfway.untouched, again)
+
+
+def test_disk_without_hard_links_keeps_every_file_of_a_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation before, the models that `save_period` asks for, and the line that a branch leaves."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    values = training.settings(place, epochs=3, save_period=1)
+    training.train(values)
+    folder = place / "working/runs/train/checkpoints"
+    models_made = {f"epoch{number}.pt" for number in range(3)}
+    assert {"latest.pt", "previous.pt", "best.pt"} | models_made <= {path.name for path in folder.iterdir()}
+    with pytest.raises(Stopped):
+        training.train({**values, "lr0": 0.5}, resume=str(folder / "best.pt"), stop=stop_at(2))
+    assert training.read(folder / "latest.pt.abandoned")["epoch"] == 3

@@ -28,6 +28,7 @@ PROGRAMS = {
 ELSEWHERE = {  # a program -> the test that runs it
     "scripts/train.py": "test_launch.py",
     "tests/calls.py": "test_calls.py",
+    "tests/outages.py": "test_outages.py",
     "tests/pictures.py": "test_browser.py",
     "tests/pretrained.py": "pretrained.py",
     "tests/variants.py": "test_processes.py",

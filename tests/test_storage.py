@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import pytest
 import samples
-from fakes import FailingDisk, FullDisk
+from fakes import FailingDisk, FullDisk, SickDisk
 
 from kit import session, storage
 from kit.errors import BusyError, CheckpointError, MovedError, StorageError
@@ -214,6 +214,21 @@ def test_link_replaces_the_target_by_a_second_name(folder: Path) -> None:
         storage.link(folder / "latest.pt", folder / "previous.pt")
         assert (folder / "latest.pt").samefile(folder / "previous.pt")
         assert content(folder) == {"latest.pt": "old", "previous.pt": "old"}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSPC])
+def test_disk_without_second_names_gets_a_copy(folder: Path, number: int) -> None:
+    """What else is wrong with a disk is an error, and leaves what was there."""
+    disk = SickDisk("link", number)
+    disk.sick = True
+    if number == errno.ENOSPC:
+        with pytest.raises(StorageError):
+            storage.link_or_copy(folder / "latest.pt", folder / "previous.pt", disk)
+        assert content(folder)["previous.pt"] == "oldest"
+    else:
+        storage.link_or_copy(folder / "latest.pt", folder / "previous.pt", disk)
+        assert content(folder) == {"latest.pt": "old", "previous.pt": "old"}
+        assert not (folder / "latest.pt").samefile(folder / "previous.pt")
 
 
 def test_copy_is_whole_or_not_at_all(folder: Path) -> None:

@@ -5,6 +5,9 @@ backup of the run into scratch, where discovery finds it; `KEEP` during training
 checkpoints, and the last ones at the end. A process can be ended in mid-upload, which a thread cannot; the clients'
 imports, threads and output stay out of the notebook's kernel; and it is nicer to the CPU than training.
 
+Neither goes on where it does not know what the store holds: the one ends the start then (unless
+`kit.backup_required=False`), the other uploads nothing.
+
 Not covered: what was saved after the last upload, when the machine goes without warning.
 """
 
@@ -18,10 +21,11 @@ from collections.abc import Callable
 from types import FrameType
 
 from kit import session
-from kit.backup.access import describe
-from kit.backup.restore import fetch, leave
+from kit.backup.access import describe, leave
+from kit.backup.pins import sweep
+from kit.backup.restore import fetch
 from kit.backup.stores import open_store
-from kit.backup.upload import Backup, report, sweep
+from kit.backup.upload import Backup, report
 from kit.config import Config
 from kit.errors import KitError
 from kit.worker import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
@@ -30,7 +34,8 @@ TASK = "KIT_BACKUP"  # set by the launcher: FETCH or KEEP
 FETCH, KEEP = "fetch", "keep"
 POLL_S = 1.0
 LAST_S = 300.0  # seconds for the last upload
-LAST_PAUSES_S = (1, 2, 4, 0)  # after each time that it failed
+LAST_PAUSES_S = (1, 2, 4)  # after each time that it failed
+READY_PAUSE_S = 5  # between two looks for what was uploaded at last
 
 __all__ = ["FETCH", "KEEP", "TASK", "main", "report", "sweep", "time_left"]
 
@@ -74,8 +79,10 @@ def main(config: Config, resume: str) -> int:
     except KitError as error:
         say(f"error: {error}")
         return error.exit_code
-    except Exception as error:  # in a client or here: training does without
-        say(f"WARNING: There are no backups: {describe(error)}")
+    except Exception as error:  # in a client or here
+        required = config.kit.backup_required
+        say(f"{'error' if required and task == FETCH else 'WARNING'}: There are no backups: {describe(error)}")
+        return int(required)
     return 0
 
 
@@ -87,11 +94,11 @@ def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], Non
     while not stop:
         backup.step()
         time.sleep(POLL_S)
+    left, pauses = time_left(config), list(LAST_PAUSES_S)
+    give_up = time.monotonic() + left - POLL_S
     if not backup.current:
-        say(f"Backing up the last state, for {time_left(config):.0f} s at most; a stop now skips it.")
-    for pause in LAST_PAUSES_S:
-        if backup.step(last=True):
-            break
-        time.sleep(pause)
+        say(f"Backing up the last state, for {left:.0f} s at most; a stop now skips it.")
+    while not backup.step(last=True) and (backup.waits or pauses) and time.monotonic() < give_up:
+        time.sleep(READY_PAUSE_S if backup.waits else pauses.pop(0))
     if line := report(config.run_folder):
         say(line)

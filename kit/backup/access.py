@@ -1,6 +1,6 @@
-"""Keys to stores: where they come from, and what may be said of what they are used for.
+"""Keys to stores, and what is made of a store that fails: asked again, given up, described.
 
-They come from the environment or from Kaggle's secrets, and stay in this process's environment, where the clients look
+Keys come from the environment or from Kaggle's secrets, and stay in this process's environment, where the clients look
 for them under the same names. They are in no setting, no argument and no message.
 """
 
@@ -9,8 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TypeVar
 
-from kit.errors import ConfigError
+from kit.errors import ConfigError, KitError
 
 SECRETS = {  # what the clients read from the environment, by scheme; FSSPEC_<SCHEME> holds any option as JSON
     "kaggle": ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"),
@@ -32,14 +37,92 @@ def take_secrets(scheme: str) -> None:
                 os.environ[name] = client.get_secret(name)
 
 
+class NotReadyError(KitError):
+    """A store cannot tell yet what it holds: it still works on what it got, or its answers do not fit together."""
+
+
+def status(error: BaseException) -> int | None:
+    """Return the HTTP status of a store's answer, where a client's error has it."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def refused(error: BaseException) -> bool:
-    """Tell whether a store turned the key away or is not there, which no retry will change."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    """Tell whether a store does not know the key or is not there, which no retry will change."""
+    answer = getattr(error.__cause__, "response", None)  # of S3
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     return (
-        isinstance(error, (ConfigError, PermissionError, FileNotFoundError))
+        isinstance(error, (ConfigError, FileNotFoundError))
         or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "UnauthenticatedError")
-        or status in (401, 403)
+        or status(error) == 401
+        or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken")
     )
+
+
+def denied(error: BaseException) -> bool:
+    """Tell whether a store turned the key away, which may pass: some answer so while they are busy."""
+    return isinstance(error, PermissionError) or status(error) == 403
+
+
+def missing(error: BaseException) -> bool:
+    """Tell whether a store answered that it has no such file."""
+    return isinstance(error, FileNotFoundError) or status(error) == 404
+
+
+T = TypeVar("T")
+
+
+def patiently(
+    ask: Callable[[], T],
+    seconds: float,
+    waiting: Callable[[Exception], None],
+    hopeless: Callable[[Exception, int], bool],
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Return what a call to a store returns, and where it fails call it again, after growing pauses.
+
+    Args:
+        ask: The call.
+        seconds: That all pauses may take.
+        waiting: Told of the first error that a pause follows.
+        hopeless: Tells from an error and the number of calls whether to give up.
+        sleep: Pauses.
+
+    Raises:
+        Exception: The last error of the call.
+    """
+    left, pause, calls = seconds, 1.0, 0
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            calls += 1
+            if hopeless(error, calls) or pause > left:
+                raise
+            if calls == 1:
+                waiting(error)
+        sleep(pause)
+        left, pause = left - pause, min(2 * pause, 60.0)
+
+
+@contextlib.contextmanager
+def limit(seconds: int, say: Callable[[str], None], line: str, code: int) -> Iterator[None]:
+    """End the process after some time, whatever a client is in the middle of; it may catch any exception."""
+    signal.signal(signal.SIGALRM, leave(say, line, code))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def leave(say: Callable[[str], None], line: str, code: int) -> Callable[[int, FrameType | None], None]:
+    """Return a signal handler that says a line and ends the process at once."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        say(line)
+        os._exit(code)
+
+    return handler
 
 
 def describe(error: BaseException) -> str:

@@ -1,27 +1,32 @@
-"""Upload a run's newest published checkpoints, again and again."""
+"""Upload a run's newest published checkpoints, again and again.
+
+A good copy is never replaced by a worse one: a file is verified before it is uploaded, and only where what is there is
+known, is of the same run and is not further. What was uploaded counts when it was read back, and then all but the last
+two backups of the run are removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kit import storage
-from kit.backup.access import describe
-from kit.backup.stores import Manifest, Store
-from kit.errors import StorageError
-from kit.peek import BEST, LATEST, checksum, read_facts
+from kit.backup.access import NotReadyError, describe, missing
+from kit.backup.manifests import Manifest, order, position, same
+from kit.backup.pins import Look, Pins
+from kit.backup.stores import Store
+from kit.errors import KitError, StorageError
+from kit.peek import BEST, LATEST, read_facts
 
 NAME = "backup.json"
-PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
 SHARE = 0.1  # of the time that uploading may take
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # after an upload that failed; doubled from the one to the other
-AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
+READY_S, READY_PAUSE_S = 1200.0, 30.0  # until a store has made ready what it got, and between two looks
+KEPT = 2  # backups of a run
 
 
 class Backup:
@@ -34,7 +39,12 @@ class Backup:
         anew: The run was started anew: the ones that are in the store now are not to be restored any more.
         say: Prints one line for the user.
         clock: Seconds from anywhere.
+
+    Attributes:
+        waits: The store needs time for what it got last.
     """
+
+    waits = False
 
     def __init__(
         self,
@@ -46,19 +56,24 @@ class Backup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.address, self.store, self.say, self.clock = folder, address, store, say, clock
-        self.anew = anew
+        self.anew = anew or read_news(folder).get("anew") is True
         self.news: dict[str, Any] = {"address": address, "problem": ""}
-        self._there: dict[str, Manifest] | None = None
-        self._seen: list[tuple[int, int, int]] = []
+        if self.anew:
+            self._tell(anew=True)  # until the store knows it too
+        self._seen: Look = []
+        self._sent: tuple[Manifest, Look] | None = None
+        self._read_back: set[tuple[str, str]] = set()  # name and checksum of files that lie in the store as they should
+        self.pins = Pins(folder)
         self._next, self._pause = -float("inf"), FIRST_PAUSE_S
+        self._began = self._took = 0.0
 
     @property
     def current(self) -> bool:
         """Whether the store has what is in the run folder."""
-        return self._look() == self._seen
+        return self.pins.look() in ([], self._seen)
 
     def step(self, last: bool = False) -> bool:
-        """Upload, if there is something new and it is time for it.
+        """Upload, if there is something new and it is time for it, or read back what was uploaded.
 
         Args:
             last: Training is over: upload at once.
@@ -66,78 +81,135 @@ class Backup:
         Returns:
             Whether the store has what is in the run folder.
         """
-        seen, began = self._look(), self.clock()
-        if seen == self._seen:
+        seen, began = self.pins.look(), self.clock()
+        if self._sent is None and seen in ([], self._seen):
             return True
         if began < self._next and not last:
             return False
+        if last and self._sent and seen != self._sent[1]:
+            self._sent = None  # there may be no time to read it back first
         try:
-            with self._pinned(patient=not last) as paths:
-                manifest = self._push(paths)
+            if self._sent is None:
+                self._began, self._took = began, 0.0
+                with self.pins.hold(patient=not last) as paths:
+                    self._sent = self._upload(paths), seen
+            manifest, seen = self._sent
+            self._prove(manifest)
         except Exception as error:  # each client has its own, and none may end the backups of a run
-            self._next = self.clock() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-            if not self.news["problem"]:
-                self.say(f"WARNING: The backup to {self.address} failed: {describe(error)} It is tried again.")
-            self._tell(problem=describe(error))
+            self._took += self.clock() - began
+            self._put_off(error)
             return False
-        took = self.clock() - began
-        self._next, self._pause, self._seen = began + max(self.store.pause, took / SHARE), FIRST_PAUSE_S, seen
+        self._took += self.clock() - began
+        self._next, self._pause = self._began + max(self.store.pause, self._took / SHARE), FIRST_PAUSE_S
+        self._sent, self._seen, self.anew, self.waits = None, seen, False, False
         if self.news["problem"]:
             self.say(f"Backups to {self.address} work again.")
         facts = {key: manifest[key] for key in ("run_id", "step", "epoch", "epochs", "best_map", "time")}
-        self._tell(problem="", seconds=took, files=list(paths), **facts)
-        return True
+        self._tell(problem="", waits="", anew=False, seconds=self._took, files=list(manifest["files"]), **facts)
+        return self.current
 
-    def _look(self) -> list[tuple[int, int, int]]:
-        """Tell the files from those before: a checkpoint is replaced as a whole and never written into."""
-        found = []
-        with contextlib.suppress(OSError):
-            for name in (LATEST, BEST):
-                state = (self.folder / "checkpoints" / name).stat()
-                found.append((state.st_ino, state.st_mtime_ns, state.st_size))
-        return found
+    def _put_off(self, error: Exception) -> None:
+        """Try again later, and say what is wrong unless it is only that the store takes its time."""
+        now, pause, self.waits = self.clock(), self._pause, isinstance(error, NotReadyError)
+        if self._sent and self.waits and now < self._began + READY_S:
+            pause = min(pause, READY_PAUSE_S)
+            self._tell(waits=position(self._sent[0]))
+        else:
+            if isinstance(error, (StorageError, NotReadyError)):
+                self._sent = None
+            if not self.news["problem"]:
+                self.say(f"WARNING: The backup to {self.address} failed: {describe(error)} It is tried again.")
+            self._tell(problem=describe(error))
+        self._next, self._pause = now + pause, min(2 * pause, LONGEST_PAUSE_S)
 
-    @contextlib.contextmanager
-    def _pinned(self, patient: bool) -> Iterator[dict[str, Path]]:
-        """Give the files second names, which last as long as the upload whatever becomes of the first ones."""
-        place = self.folder / f"{PINS}{os.getpid()}"
-        pins = {name: place / name for name in (LATEST, BEST)}
-        try:
-            for left in range(AGREE_S if patient else 0, -1, -1):
-                shutil.rmtree(place, ignore_errors=True)
-                storage.make_folder(place)
-                for name, pin in pins.items():
-                    with contextlib.suppress(FileNotFoundError):
-                        os.link(self.folder / "checkpoints" / name, pin)
-                if not pins[BEST].exists():
-                    break
-                latest, best = read_facts(pins[LATEST]), read_facts(pins[BEST])
-                if all(latest[key] == best[key] for key in ("run_id", "best_map")):
-                    break
-                if not left:
-                    pins[BEST].unlink()  # no resume would take it
-                    break
-                time.sleep(1)
-            yield {name: pin for name, pin in pins.items() if pin.exists()}
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    def _upload(self, paths: dict[str, Path]) -> Manifest:
+        """Upload where that replaces nothing better; return the manifest that is there then.
 
-    def _push(self, paths: dict[str, Path]) -> Manifest:
+        Raises:
+            KitError: What is there is further, or is another run's.
+        """
         facts = read_facts(paths[LATEST])
         run = facts["run_id"]
-        if self._there is None:
-            self._there = {manifest["run_id"]: manifest for manifest in self.store.manifests()}
-        same = {"run": facts["run"], "identity": facts["identity"]}
-        old = [name for name, each in self._there.items() if self.anew and {**same, **each} == {**each, **same}]
-        before = self._there.get(run) or {"files": {}, "replaces": sorted(old)}
-        files = {name: {"size": path.stat().st_size, "sha256": checksum(path)} for name, path in paths.items()}
-        manifest = {**facts, "time": time.time(), "replaces": before["replaces"], "files": files}
-        if files == before["files"]:
-            return before  # as at the start of a session, which goes on from what the one before backed up
-        self.store.push(manifest, paths)
-        self._there[run] = manifest
+        found = self.store.manifests(None if self.anew else run)
+        own = sorted((each for each in found if each["run_id"] == run), key=lambda each: (order(each), each["time"]))
+        while own and order(own[-1]) > order(facts):
+            if self._is_good(further := own.pop(), LATEST):
+                raise KitError(f"The one there is further ({position(further)}) and stays.")
+        newest: Manifest = own[-1] if own else {"files": {}, "replaces": self._replaced(found, facts)}
+        if found and found[0]["run_id"] != run and not self.store.shared and not self.anew:
+            raise KitError(f"It holds another run ({position(found[0])}), which stays.")
+        if BEST in newest["files"] and BEST not in paths and newest["best_map"] == facts["best_map"]:
+            self._keep_best(newest, paths)
+        files = {name: self.pins.describe(path) for name, path in paths.items()}
+        there = {name: each for each in own for name in files if each["files"].get(name) == files[name]}
+        known = files == newest["files"]  # as at the start of a session, which goes on from what was backed up
+        good = {name for name, each in there.items() if (known or self.store.shared) and self._is_good(each, name)}
+        if known and good == files.keys():
+            return newest
+        manifest = {**facts, "time": time.time(), "replaces": newest["replaces"], "files": files}
+        spared = good if self.store.shared else set()
+        self.store.push(manifest, {name: path for name, path in paths.items() if name not in spared})
         return manifest
+
+    def _replaced(self, found: list[Manifest], facts: dict[str, Any]) -> list[str]:
+        """Return the runs that one which was started anew takes the place of."""
+        kind = {"run": facts["run"], "identity": facts["identity"]}
+        return sorted({each["run_id"] for each in found if self.anew and {**kind, **each} == {**each, **kind}})
+
+    def _keep_best(self, newest: Manifest, paths: dict[str, Path]) -> None:
+        """Upload the best model that is there once more, where the run folder has lost it."""
+        path = paths[LATEST].with_name(BEST)
+        try:
+            self.store.fetch(newest, BEST, path)
+        except Exception as error:
+            if not missing(error):
+                raise
+        if self.pins.describe(path) == newest["files"][BEST]:
+            paths[BEST] = path
+        else:
+            path.unlink(missing_ok=True)
+
+    def _is_good(self, manifest: Manifest, name: str) -> bool:
+        """Read a file back from the store, once, and compare its checksum."""
+        key = name, manifest["files"][name]["sha256"]
+        try:
+            if key not in self._read_back and self.store.checksum(manifest, name) == key[1]:
+                self._read_back.add(key)
+        except Exception as error:
+            if not missing(error):
+                raise
+        return key in self._read_back
+
+    def _prove(self, manifest: Manifest) -> None:
+        """Read back what was uploaded, and remove what it makes superfluous.
+
+        Raises:
+            NotReadyError: The store does not show it yet.
+            StorageError: It is not what was uploaded.
+        """
+        found = [each for each in self.store.manifests(manifest["run_id"]) if each["run_id"] == manifest["run_id"]]
+        there = next((each for each in found if same(each, manifest)), None)
+        if there is None:
+            raise NotReadyError("What was uploaded is not there yet.")
+        if bad := [name for name in there["files"] if not self._is_good(there, name)]:
+            self._prune([each for each in found if not same(each, manifest)])
+            raise StorageError(f"{' and '.join(bad)} cannot be read back as uploaded, the checksum differs.")
+        self._prune(found)
+
+    def _prune(self, found: list[Manifest]) -> None:
+        """Keep the furthest backups of a run, first those that were read back."""
+
+        def rank(each: Manifest) -> tuple[Any, ...]:
+            good = {(name, entry["sha256"]) for name, entry in each["files"].items()} <= self._read_back
+            return good, order(each), each["time"]
+
+        kept = list[Manifest]()
+        for each in sorted(found, key=rank, reverse=True):
+            if len(kept) < KEPT and not any(same(each, one) for one in kept):
+                kept.append(each)
+        if kept:
+            with contextlib.suppress(Exception):  # the next upload tries again
+                self.store.prune(kept[0]["run_id"], kept)
 
     def _tell(self, **news: Any) -> None:
         self.news.update(news, updated=time.time())
@@ -146,25 +218,19 @@ class Backup:
             storage.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the second names that a process left in a run folder which was ended in mid-upload."""
-    for place in folder.glob(f"{PINS}*"):
-        if not Path("/proc", place.name.removeprefix(PINS)).exists():
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def position(facts: dict[str, Any]) -> str:
-    """Say where a checkpoint stands and when it was backed up."""
-    best = "" if facts["best_map"] is None else f", best mAP {facts['best_map']:.4f}"
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["time"]))
-    return f"epoch {facts['epoch']}/{facts['epochs']}, step {facts['step']}{best}, of {when}"
+def read_news(folder: Path) -> dict[str, Any]:
+    """Return what `backup.json` of a run folder says; empty where there is none."""
+    try:
+        news = json.loads((folder / NAME).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return news if isinstance(news, dict) else {}
 
 
 def report(folder: Path) -> str:
     """Say in one line what of a run is safe where; empty where nothing is."""
-    try:
-        news = json.loads((folder / NAME).read_bytes())
-    except (OSError, ValueError):
-        return ""
+    news = read_news(folder)
     safe = f"In {news['address']}: {' and '.join(news['files'])} ({position(news)})." if "step" in news else ""
-    return f"WARNING: The last backup failed: {news['problem']} {safe}" if news["problem"] else safe
+    if news.get("waits"):
+        safe = f"{safe} Uploaded, and not yet read back: {news['waits']}.".lstrip()
+    return f"WARNING: The last backup failed: {news['problem']} {safe}" if news.get("problem") else safe

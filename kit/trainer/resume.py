@@ -157,7 +157,7 @@ def settle(config: Config, found: Candidate, status: Status) -> None:
     latest, branched = folder / LATEST, found.state and found.state["progress"].get("branched")
     if branched and latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
-        storage.link(latest, kept)
+        storage.link_or_copy(latest, kept)
         status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
     if found.path.parent != folder:
         arriving = folder / f".{LATEST}{storage.TEMPORARY}"
