@@ -25,7 +25,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         CheckpointError: It is no checkpoint.
     """
     try:
-        state = archive.look_through(path)
+        state = archive.look_through(Path(path))
         progress, architecture, run_id = state["progress"], state["architecture"], state["run_id"]
         if not re.fullmatch(r"[\w-]+", run_id):
             raise ValueError(f"{run_id!r} names no run")  # it becomes a folder's name in the store
