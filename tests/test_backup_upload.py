@@ -211,7 +211,8 @@ def test_facts_are_read_without_torch(run: Path) -> None:
     assert found.summary is not None
     assert (facts["step"], facts["run_id"]) == (found.summary.global_step, found.summary.run_id)
     assert facts["identity"] == {name: found.identity[name] for name in ("task", "model", "names")}
-    script = f"import sys; from kit.peek import read_facts; read_facts({str(run / 'checkpoints/latest.pt')!r})"
+    path = str(run / "checkpoints/latest.pt")
+    script = f"import sys; from pathlib import Path; from kit.peek import read_facts; read_facts(Path({path!r}))"
     command = [sys.executable, "-c", f"{script}; assert 'torch' not in sys.modules"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
