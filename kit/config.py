@@ -114,7 +114,9 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
         ConfigError: Something is missing, unknown, refused or of the wrong type.
     """
     if path is None:
-        path = session.REPOSITORY / "configs" / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
+        installed = Path(__file__).with_name("configs")
+        folder = installed if installed.is_dir() else session.REPOSITORY / "configs"
+        path = folder / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
     merged = _read(Path(path))
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
