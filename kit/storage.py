@@ -220,7 +220,8 @@ def make_room(folder: Path, size: int, disk: Disk = DISK, reserve: int = RESERVE
 def sweep(folder: Path) -> None:
     """Remove the temporary files that a killed process left behind; call it with the lock held."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next start tries again
+            leftover.unlink()
 
 
 def set_aside(path: Path, word: str = "bad") -> Path:
@@ -298,11 +299,15 @@ class Lock:
 
         Raises:
             BusyError: Another process still holds it; the message says which.
+            StorageError: The disk refused.
         """
         give_up = time.monotonic() + wait
         while self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise StorageError(f"'{self.path}' cannot be locked: {reason(error)}.") from error
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file), self.path.stat()):
@@ -323,10 +328,10 @@ class Lock:
                 if self._file is None:
                     os.close(file)
         _held.add(self)
-        os.ftruncate(self._file, 0)
-        os.pwrite(
-            self._file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}".encode(), 0
-        )
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}"
+        with contextlib.suppress(OSError):  # it is locked without
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, holder.encode(), 0)
 
     def check(self) -> None:
         """Make sure that the folder of that name is the one that was locked; one that was deleted is made anew.

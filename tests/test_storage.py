@@ -524,3 +524,31 @@ def test_folder_that_was_deleted_and_is_held_by_another_process_is_left_to_it(ru
             each()
     other.communicate()
     assert sorted(path.name for path in run.iterdir()) == [".lock"]
+
+
+@pytest.mark.parametrize(("call", "fatal"), [("open", True), ("ftruncate", False), ("pwrite", False)])
+def test_lock_that_the_disk_refuses_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, fatal: bool
+) -> None:
+    """A folder that cannot be locked is a sentence; one whose lock cannot name its holder is locked without."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    lock = Lock(tmp_path / ".lock")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        if fatal:
+            with pytest.raises(StorageError, match="cannot be locked"):
+                lock.acquire()
+            return
+        lock.acquire()
+    lock.release()
+
+
+def test_leftover_that_cannot_be_removed_waits_for_the_next_start(tmp_path: Path) -> None:
+    """A folder stands in for a file that the disk keeps."""
+    (tmp_path / f".stuck{storage.TEMPORARY}").mkdir()
+    (tmp_path / f".old{storage.TEMPORARY}").touch()
+    storage.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f".stuck{storage.TEMPORARY}"]
