@@ -532,7 +532,7 @@ def test_lock_that_the_disk_refuses_is_an_error_of_ours(
 ) -> None:
     """A folder that cannot be locked is a sentence; one whose lock cannot name its holder is locked without."""
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     lock = Lock(tmp_path / ".lock")
