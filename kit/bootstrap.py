@@ -192,11 +192,13 @@ def _reason(said: str, source: list[str]) -> str:
         unused = f" Not used, because COPY does not name it: {others}." if others else ""
         return (
             f"there is no internet, and COPY names no wheels.{unused} Switch it on (Session options), or see «Without "
-            "internet» in the README."
+            "internet» in docs/notebook.md."
         )
     lacking = re.search(r"No matching distribution found for (\S+)", said)
     if source and lacking:
-        return f"there is no internet, and the wheels in COPY lack {lacking[1]}: make them anew as the README says."
+        return (
+            f"there is no internet, and the wheels in COPY lack {lacking[1]}: see docs/notebook.md."
+        )
     errors = re.findall(r"(?im)^error:(?! *exception:) *(.+)$", said) or said.strip().splitlines()[-1:]
     return f"pip says «{errors[0] if errors else 'nothing'}»."
 

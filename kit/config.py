@@ -300,7 +300,7 @@ def _check_address(value: Any) -> None:
     if secret:
         raise ConfigError(
             "The setting 'kit.backup' seems to hold a password, a key or a token: give the address alone, and keep the "
-            "rest in Kaggle's secrets or the environment (README, «Backup»)."
+            "rest in Kaggle's secrets or the environment (docs/backup.md)."
         )
     if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
         raise ConfigError(

@@ -1,18 +1,24 @@
-"""What the README and the front door promise is there."""
+"""What the README, the pages in docs/ and the front door promise is there."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 import kit
 from kit import bootstrap, cli, config, notebook, session
 
-README = (session.REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (session.REPOSITORY / "README.md", *sorted((session.REPOSITORY / "docs").glob("*.md")))
+}
+README, *DOCS = PAGES.values()
+TEXT = "\n".join(PAGES.values())
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
 IMAGE = {  # what Kaggle's image has of what ultralytics needs
     *("httpx", "matplotlib", "numpy", "nvidia-ml-py", "opencv-python", "pillow", "polars", "psutil", "pyyaml"),
     *("requests", "torch", "torchvision"),
@@ -37,12 +43,12 @@ def test_make_target_in_the_readme_exists(command: str) -> None:
 
 def test_cell_in_the_readme_is_the_notebooks() -> None:
     """Whoever pastes it gets what the notebook has."""
-    assert f"```python\n{notebook.BOOTSTRAP}\n```" in README
+    assert f"```python\n{notebook.BOOTSTRAP}\n```" in TEXT
 
 
 def test_wheels_in_the_readme_are_what_the_image_lacks() -> None:
     """Those of requirements.txt and of what they need; a new version of ultralytics may need another one."""
-    line = re.search(r"^pip download .*\\\n(.*)$", README, re.MULTILINE)
+    line = re.search(r"^pip download .*\\\n(.*)$", TEXT, re.MULTILINE)
     assert line
     named = shlex.split(line[1])
     assert [word for word in bootstrap.requirements() if word.startswith("ultralytics")] == named[:1]
@@ -83,5 +89,36 @@ def test_shipped_config_is_valid(name: str) -> None:
 
 def test_no_path_of_a_machine_is_in_the_notebook_or_the_readme() -> None:
     """They speak of Kaggle's folders only."""
-    paths = re.findall(r"(?<![\w.])/(?:home|root|work|tmp|Users)/\S*", README)
+    paths = re.findall(r"(?<![\w.])/(?:home|root|work|tmp|Users)/\S*", TEXT)
     assert paths == []
+
+
+def anchors(text: str) -> list[str]:
+    """Return the names by which a page's headings are linked to."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    """Between the pages; addresses elsewhere are not asked."""
+    for target in re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", PAGES[page]):
+        name, _, heading = "".join(target).partition("#")
+        if ":" not in name:
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not heading or heading in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", [path for path in PAGES if path.parent.name == "docs"], ids=lambda path: path.name)
+def test_page_is_linked_from_the_readme_and_lists_its_sections(page: Path) -> None:
+    """A page of several sections begins with a table of contents."""
+    assert f"](docs/{page.name})" in README
+    text = PAGES[page]
+    sections = re.findall(r"^## (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    assert re.findall(r"^- \[(.+)\]\(#", text, re.MULTILINE) == sections
+
+
+def test_readme_is_a_page_that_is_read() -> None:
+    """The rest is in docs/."""
+    assert README.count("\n") <= 150
