@@ -196,9 +196,7 @@ def _reason(said: str, source: list[str]) -> str:
         )
     lacking = re.search(r"No matching distribution found for (\S+)", said)
     if source and lacking:
-        return (
-            f"there is no internet, and the wheels in COPY lack {lacking[1]}: see docs/notebook.md."
-        )
+        return f"there is no internet, and the wheels in COPY lack {lacking[1]}: see docs/notebook.md."
     errors = re.findall(r"(?im)^error:(?! *exception:) *(.+)$", said) or said.strip().splitlines()[-1:]
     return f"pip says «{errors[0] if errors else 'nothing'}»."
 
