@@ -318,6 +318,25 @@ def test_failing_disk_is_said_once_and_saving_comes_back(
     assert_same(untouched, again)
 
 
+def test_best_model_that_cannot_be_read_at_the_end_leaves_the_final_evaluation_to_the_next_start(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk fails when Ultralytics opens best.pt, after it was found good: a sentence, and nothing is lost."""
+    values = run(training.settings(place), "unread")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "best.pt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ultralytics.nn.tasks.load_checkpoint", refuse)
+        with pytest.raises(StorageError, match=r"left to the next start: 'best.pt' could not be read: Input/output"):
+            training.train(values)
+    end = training.read(place / "working/runs/unread/checkpoints/latest.pt")
+    again = training.train(values)
+    assert_same(end, again)
+    assert status.read(place / "working/runs/unread")["state"] == "finished"
+
+
 def test_best_model_that_is_there_in_spite_of_an_error_is_not_replaced_by_a_worse_one(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

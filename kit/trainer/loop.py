@@ -20,9 +20,9 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from kit import checkpoint, randomness
+from kit import checkpoint, randomness, storage
 from kit.config import differences, from_dict
-from kit.errors import DiedError
+from kit.errors import DiedError, StorageError
 from kit.trainer import state
 from kit.trainer.capture import Snapshot
 from kit.trainer.receipt import AHEAD_S
@@ -257,7 +257,11 @@ class Resumable(Recovery, Saving):
             criterion.update()
 
     def final_eval(self) -> None:
-        """Validate the best model once more, with plots; unlike stock training, no file is changed."""
+        """Validate the best model once more, with plots; unlike stock training, no file is changed.
+
+        Raises:
+            StorageError: Its file or an image could not be read.
+        """
         if self._read_best() is None:
             self.run.status.say(
                 "There is no good best.pt, and no final evaluation: the results are those of the epochs"
@@ -265,7 +269,11 @@ class Resumable(Recovery, Saving):
             return
         LOGGER.info(f"\nValidating {self.best}...")
         self.validator.args.plots, self.validator.args.compile = self.args.plots, False
-        self.metrics = self._validated(lambda: self.validator(model=self.best))
+        try:
+            self.metrics = self._validated(lambda: self.validator(model=self.best))
+        except OSError as error:
+            text = f"'{error.filename or self.best}' could not be read: {storage.reason(error)}."
+            raise StorageError(f"The final evaluation is left to the next start: {text}") from error
         self.metrics.pop("fitness", None)
         self.epoch += 1  # loggers put these metrics one epoch further
         self.run_callbacks("on_fit_epoch_end")
