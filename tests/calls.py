@@ -245,6 +245,7 @@ def sweep(place: Path, step: int = 1, kinds: tuple[str, ...] = tuple(KINDS), fir
 def main() -> None:
     """Fail every call in every way."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     options = parser.parse_args()
@@ -257,7 +258,7 @@ def main() -> None:
 
         place = Path(folder) / "place"
         place.mkdir()
-        cuts, wrong = sweep(place, options.step, tuple(options.kinds))
+        cuts, wrong = sweep(place, options.step, tuple(options.kinds), options.first)
         if wrong:
             shutil.copy(place / "log.txt", "calls.log")
     print(f"{cuts} cut points, {len(wrong)} runs lost")
