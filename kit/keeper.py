@@ -9,12 +9,11 @@ from subprocess import Popen
 from types import TracebackType
 
 from kit import backup, deaths, machine
-from kit.children import Log
+from kit.children import POLL_S, Log
 from kit.config import Config
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # before it is started again; doubled each time
 LAST_TRIES = 2  # where the last upload itself is killed
-POLL_S = 0.1
 
 
 class Keeper:
