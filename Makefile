@@ -32,7 +32,7 @@ twin: $(VENV)/dev $(TWIN)/made
 	KIT_TWIN_PYTHON=$(TWIN)/bin/python $(BIN)/python -m pytest -m twin $(ARGS)
 
 pictures: $(VENV)/dev
-	$(BIN)/python tests/pictures.py docs
+	$(BIN)/python tests/dashboard/pictures.py docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -40,9 +40,9 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 chaos: $(VENV)/dev
-	$(BIN)/python tests/chaos.py $(ARGS)
-	$(BIN)/python tests/calls.py
-	$(BIN)/python tests/outages.py
+	$(BIN)/python tests/chaos/kills.py $(ARGS)
+	$(BIN)/python tests/chaos/calls.py
+	$(BIN)/python tests/chaos/outages.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)

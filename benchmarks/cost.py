@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kit import session
+from kit.yolo import environment
 
 SETTINGS = {"imgsz": 160, "batch": 4, "workers": 0, "val": False, "plots": False, "nbs": 4, "epochs": 2}
 NEVER = 1e12
@@ -75,12 +75,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("WORKING", "SCRATCH"):
             os.environ[f"KIT_{name}"] = str(Path(folder) / name.lower())
-        session.prepare_environment()
-        from training import describe, kit_train
-
+        environment.prepare()
         from kit.errors import Stopped
-        from kit.trainer import run
-        from kit.writer import Writer
+        from kit.run import run
+        from kit.store.writer import Writer
+        from tests.help.training import describe, kit_train
 
         data = str(describe(Path(folder) / "data", 64, 320, 240))
         images = [f"{folder}/data/images/{number % 64:04d}.jpg" for number in range(20_000)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kit import session
+from kit.yolo import environment
 
 PREFETCHED_S = 2.5
 DATA = {"names": {0: "a", 1: "b", 2: "c"}, "nc": 3, "channels": 3}
@@ -55,8 +55,8 @@ def kit_loader(folder: Path, workers: int, epochs: int) -> Any:
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader
 
-    from kit.randomness import EpochOrder
-    from kit.trainer.samples import LabelledSamples
+    from kit.run.order import EpochOrder
+    from kit.yolo.samples import LabelledSamples
 
     hyp = get_cfg()
     dataset = LabelledSamples(
@@ -116,10 +116,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sizes", default="640x480,1280x720,1920x1080")
     options = parser.parse_args()
-    session.prepare_environment()
+    environment.prepare()
     print(f"images/s, kit over stock, {options.workers} workers, medians of {options.repeats} repeats")
     print("| JPEGs | first epoch | later | no room: first | no room: later |\n|---|---|---|---|---|")
-    from kit import images
+    from kit.data import images
 
     share = images.SHARE
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kit import session
+from kit.kaggle import session
+from kit.parallel.world import World
+from kit.yolo import environment
 
 SETTINGS = {"model": "yolo11n.yaml", "imgsz": 160, "batch": 16, "workers": 0, "val": False, "plots": False}
 SETTINGS |= {"cache": "ram", "epochs": 1000}  # with the kit's cache one would find what the other has decoded
@@ -76,10 +78,11 @@ class Turns:
 
 def child(settings: list[str]) -> None:
     """Train in turns; print the ratios, and what an agreement and a save take in milliseconds."""
-    world = session.world()
-    session.prepare_environment()
-    from kit import config, trainer
-    from kit.trainer.loop import Resumable
+    world = World.current()
+    environment.prepare()
+    from kit import config
+    from kit.yolo import train
+    from kit.yolo.loop import Resumable
 
     turns, count = Turns(), WARM + int(settings.pop())
     empty = session.scratch() / f"empty-{world.rank}.yaml"
@@ -102,7 +105,7 @@ def child(settings: list[str]) -> None:
             traceback.print_exc()
             os._exit(1)
 
-    kit = threading.Thread(target=run, args=[lambda: trainer.train(loaded, "never", world=world)])
+    kit = threading.Thread(target=run, args=[lambda: train.train(loaded, "never", world=world)])
     kit.start()
     threading.Thread(target=run, args=[lambda: plain(loaded, world, turns)]).start()
     kit.join()
@@ -141,17 +144,17 @@ def saves(trainer: Any) -> list[float]:
     return [(writer.held_s - held) / SAVES * 1000, (writer.cpu_s - cpu) / SAVES * 1000]
 
 
-def plain(loaded: Any, world: session.World, turns: Turns) -> None:
+def plain(loaded: Any, world: World, turns: Turns) -> None:
     """Train as Ultralytics does on several GPUs, but for the device."""
     turns.wait("plain")
     from torch.nn.parallel import DistributedDataParallel
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    from kit import data
-    from kit.status import Status
-    from kit.trainer.resume import identify
-    from kit.trainer.run import Run
-    from kit.trainer.setup import Setup
+    from kit.data import find
+    from kit.run.run import Run
+    from kit.run.status import Status
+    from kit.yolo.resume import identify
+    from kit.yolo.setup import Setup
 
     class Plain(Setup, DetectionTrainer):  # type: ignore[misc]
         def _build_train_pipeline(self) -> None:
@@ -168,7 +171,7 @@ def plain(loaded: Any, world: session.World, turns: Turns) -> None:
             return loader
 
     folder = Path(tempfile.mkdtemp(dir=session.scratch()))
-    dataset = data.resolve(str(loaded.get("data")))
+    dataset = find.resolve(str(loaded.get("data")))
     identity = identify(loaded, dataset, "detect")
     overrides = {**loaded.train, "data": str(dataset.path), "save_dir": str(folder), "save": False}
     kind = type("Plain", (Plain,), {"run": Run(loaded, folder, identity, Status(folder), lambda: "", None)})

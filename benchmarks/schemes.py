@@ -1,6 +1,6 @@
 """The ways to save a training checkpoint that `saving.py` compares, each behind the same few methods.
 
-Import it after `kit.session.prepare_environment()`: it imports Ultralytics. All save the state of one `Training`, which
+Import it after `kit.yolo.environment.prepare()`: it imports Ultralytics. All save the state of one `Training`, which
 they gather themselves, as they would have to in training; only the memcpy, the limit, gathers nothing.
 """
 
@@ -24,11 +24,11 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils.torch_utils import ModelEMA
 
-from kit import checkpoint
 from kit.config import Config
-from kit.trainer.capture import Snapshot
-from kit.trainer.state import SCALARS, TENSORS
-from kit.writer import Writer
+from kit.store import checkpoint
+from kit.store.writer import Writer
+from kit.yolo.capture import Snapshot
+from kit.yolo.state import SCALARS, TENSORS
 
 
 class Training:

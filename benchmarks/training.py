@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kit import session
+from kit.kaggle import session
+from kit.yolo import environment
 
 MODEL = {"model": "yolo11n.yaml", "imgsz": 160, "batch": 8, "workers": 2, "val": False, "plots": False, "nbs": 8}
 
@@ -41,7 +42,8 @@ def describe(folder: Path, count: int, width: int, height: int) -> Path:
 
 def kit_train(settings: dict[str, Any], stop: Callable[[], str]) -> None:
     """Train with the kit, in this process."""
-    from kit import config, trainer
+    from kit import config
+    from kit.yolo import train as trainer
 
     empty = session.scratch() / "empty.yaml"
     empty.write_text("{}")
@@ -52,7 +54,7 @@ def stock_train(settings: dict[str, Any], stop: Callable[[], str]) -> None:
     """Train with Ultralytics as it is, but for the workers that it would refuse on a CPU."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    from kit.trainer import quiet
+    from kit.yolo.train import quiet
 
     quiet()
     trainer = DetectionTrainer(overrides=settings)
@@ -90,7 +92,7 @@ def train_some(settings: dict[str, Any], batches: int) -> None:
     """Train so many batches, tell when the first was done, and stop with a checkpoint."""
     from kit.errors import Stopped
 
-    session.prepare_environment()
+    environment.prepare()
     times: list[float] = []
 
     def stop() -> str:
@@ -113,7 +115,7 @@ def main() -> None:
         place = Path(folder)
         for name in ("WORKING", "SCRATCH"):
             os.environ[f"KIT_{name}"] = str(place / name.lower())
-        session.prepare_environment()
+        environment.prepare()
         photographs = {"data": str(describe(place / "photographs", 96, 1280, 720)), **MODEL}
         ratios = []
         for repeat in range(options.repeats):

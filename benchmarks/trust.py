@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from kit import session
+from kit.yolo import environment
 
 if TYPE_CHECKING:
     from schemes import Scheme
@@ -26,7 +26,7 @@ SMALL = "n"  # the size of the model whose checkpoints are damaged
 
 def prepare() -> None:
     """Make ready for the import of `schemes`, in this process and in those that it starts."""
-    session.prepare_environment()
+    environment.prepare()
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "false"  # Ultralytics as it is
     warnings.filterwarnings("ignore")  # DCP's, at every save
 

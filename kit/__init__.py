@@ -9,7 +9,7 @@
     kit.results()                                   # how good best.pt is, with pictures
 
 Nothing here imports torch: training runs in a process of its own. And importing this imports nothing beyond the
-standard library, because `kit.bootstrap` has to run before anything is installed.
+standard library, because `kit.kaggle.bootstrap` has to run before anything is installed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
     Raises:
         KitError: Something given cannot be used, or training failed; the message says what to do.
     """
-    from kit import config as settings_of, launch
+    from kit import config as settings_of
     from kit.dashboard import Board, boxed
+    from kit.process import launch
 
     board = Board()
     with boxed(board):
@@ -53,8 +54,8 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
 
 def progress(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     """Return what the run last said, empty where there is none yet; a notebook shows it as the dashboard."""
-    from kit import status
     from kit.dashboard import Progress, boxed
+    from kit.run import status
 
     with boxed():
         folder = _load(config, settings).run_folder
@@ -77,8 +78,9 @@ def results(config: str | Path | None = None, **settings: Any) -> None:
     Raises:
         KitError: There is no best.pt yet, or it could not be measured.
     """
-    from kit import config as settings_of, launch
+    from kit import config as settings_of
     from kit.dashboard import boxed, show_results
+    from kit.process import launch
 
     with boxed():
         show_results(lambda: launch.measure(config, settings_of.to_words(_dotted(settings))))
@@ -90,14 +92,14 @@ def verify(path: str | Path) -> None:
     Raises:
         KitError: It is missing or damaged.
     """
-    from kit import storage
+    from kit.store import disk
 
-    storage.verify(Path(path))
+    disk.verify(Path(path))
 
 
 def doctor(config: str | Path | None = None, **settings: Any) -> None:
     """Show where this is, what it has, and what would stop training; nothing that is found is raised."""
-    from kit import report
+    from kit.doctor import report
 
     report.show(report.findings(config, _dotted(settings)))
 

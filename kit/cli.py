@@ -11,9 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import backup, config as config_module, report, session, status, storage, worker
-from kit.checks import STOP
+from kit import config as config_module
+from kit.doctor import report
+from kit.doctor.checks import STOP
 from kit.errors import InputError, KitError
+from kit.process import backups, worker
+from kit.run import status
+from kit.store import disk
+from kit.yolo import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     if worker.is_worker():
-        main = backup.main if os.environ.get(backup.TASK) else worker.main
+        main = backups.main if os.environ.get(backups.TASK) else worker.main
         return main(config_module.load(options.config, options.settings), options.resume)
-    from kit import launch
+    from kit.process import launch
 
     def follow(text: str, config: object) -> None:
         sys.stdout.write(text)
@@ -100,7 +105,8 @@ def _results(options: argparse.Namespace) -> int:
     config = config_module.load(options.config, options.settings)
     if worker.is_worker():
         return worker.measure(config)
-    from kit import launch, scores
+    from kit.process import launch
+    from kit.run import scores
 
     values = scores.read(launch.measure(options.config, options.settings))
     if options.json:
@@ -113,15 +119,16 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _find(options: argparse.Namespace) -> int:
-    from kit import data, discovery
+    from kit.data import find
+    from kit.run import discovery
 
     config = config_module.load(options.config, options.settings)
-    session.prepare_environment()
-    from kit.trainer.resume import identify, task_of
+    environment.prepare()
+    from kit.yolo.resume import identify, task_of
 
     try:
         task = task_of(config)
-        dataset = data.resolve(str(config.get("data")), task == "classify")
+        dataset = find.resolve(str(config.get("data")), task == "classify")
         verdicts = discovery.judge(config, identify(config, dataset, task))
     except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
         print(f"warning: {error}", file=sys.stderr)
@@ -144,7 +151,7 @@ def _verify(options: argparse.Namespace) -> int:
     worst = 0
     for path in options.files:
         try:
-            storage.verify(path)
+            disk.verify(path)
             print(f"{path}: good")
         except KitError as error:
             print(error)
@@ -154,14 +161,15 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     folder = config_module.load(options.config).run_folder
-    session.prepare_environment()
-    from kit import checkpoint
-    from kit.trainer import capture, models, quiet
+    environment.prepare()
+    from kit.store import checkpoint
+    from kit.yolo import capture, models
+    from kit.yolo.train import quiet
 
     quiet()
     source, target = options.file or folder / "checkpoints" / checkpoint.LATEST, options.out or folder / checkpoint.LAST
     state = capture.export(checkpoint.read(source, models.open_checkpoint))
-    storage.publish(target, lambda file: checkpoint.write(state, file))
+    disk.publish(target, lambda file: checkpoint.write(state, file))
     print(f"{target}: the model after epoch {state['of_epoch']}, for YOLO('{target}')")
     return 0
 
@@ -175,7 +183,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _notebook(options: argparse.Namespace) -> int:
-    from kit import notebook
+    from kit.kaggle import notebook
 
     print(notebook.write())
     return 0

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from kit import peek, session
 from kit.errors import ConfigError
+from kit.kaggle import session
+from kit.store import peek
 
 NOT_YOURS = {  # the kit's own business, with the way to the same end
     "resume": "use --resume auto, never or FILE",

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pretrained as pretrained_files
 import pytest
+
+from tests.help import pretrained as pretrained_files
 
 SESSION = ("KAGGLE_KERNEL_RUN_TYPE", "KIT_SESSION_START", "TPU_NAME", "TPU_ACCELERATOR_TYPE", "JPY_SESSION_NAME")
 
@@ -68,7 +69,7 @@ def pretrained(pretrained_folder: Path) -> Callable[..., dict[str, Any]]:
     """Return what `training.settings` does, but of a run that starts from a pretrained file, in the run's own place."""
 
     def settings(place: Path, task: str = "detect", nc: int = 80, wide: bool = False, **changes: Any) -> dict[str, Any]:
-        import training
+        from tests.help import training
 
         start = pretrained_files.make_tiny(task, pretrained_folder, nc, wide)
         return training.settings(place, task, start=start, **changes)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from kit import config, session
+from kit import config
 from kit.config import Config
 from kit.errors import ConfigError
+from kit.kaggle import session
 
 BASE = "model: a.yaml\ndata: b.yaml\n"
 Load = Callable[..., Config]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import session
+from kit.kaggle import session
 
 REPOSITORY = session.REPOSITORY
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_readme import COMMANDS
 
-from kit import session
+from kit.kaggle import session
+from tests.test_readme import COMMANDS
 
 REPOSITORY = session.REPOSITORY
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -23,15 +23,15 @@ PROGRAMS = {
     "benchmarks/ranks.py": "--processes 1 2 --launches 1 --turns 2",
     "benchmarks/saving.py": "--quick",
     "benchmarks/training.py": "--repeats 1 --epochs 2 --batches 20",
-    "tests/chaos.py": "--kills 3",
+    "tests/chaos/kills.py": "--kills 3",
 }
 ELSEWHERE = {  # a program -> the test that runs it
-    "scripts/train.py": "test_launch.py",
-    "tests/calls.py": "test_calls.py",
-    "tests/outages.py": "test_outages.py",
-    "tests/pictures.py": "test_browser.py",
-    "tests/pretrained.py": "pretrained.py",
-    "tests/variants.py": "test_processes.py",
+    "scripts/train.py": "process/test_launch.py",
+    "tests/chaos/calls.py": "chaos/test_calls.py",
+    "tests/chaos/outages.py": "chaos/test_outages.py",
+    "tests/dashboard/pictures.py": "kaggle/test_browser.py",
+    "tests/help/pretrained.py": "pretrained.py",
+    "tests/help/variants.py": "parallel/test_processes.py",
 }
 TARGETS = {"train", "clean"}  # of the Makefile, run here; the others run what is above, or are CI's own
 SMALL = ["data=shapes", "model=yolov8n.yaml", "epochs=1", "imgsz=32", "batch=32"]
@@ -39,7 +39,7 @@ SMALL = ["data=shapes", "model=yolov8n.yaml", "epochs=1", "imgsz=32", "batch=32"
 
 def programs() -> set[str]:
     """Return the programs of the repository, beside the kit itself."""
-    files = (path for folder in ("benchmarks", "scripts", "tests") for path in (REPOSITORY / folder).glob("*.py"))
+    files = (path for folder in ("benchmarks", "scripts", "tests") for path in (REPOSITORY / folder).rglob("*.py"))
     return {
         str(path.relative_to(REPOSITORY))
         for path in files

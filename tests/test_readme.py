@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kit
-from kit import bootstrap, cli, config, notebook, session
+from kit import cli, config
+from kit.kaggle import bootstrap, notebook, session
 
 PAGES = {
     path: path.read_text(encoding="utf-8")

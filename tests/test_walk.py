@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from walk import walk
+
+from tests.help.walk import walk
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from kit import storage
-from kit.backup.access import describe, limit, missing, patiently
 from kit.backup.manifests import Manifest, position
+from kit.backup.secrets import describe, limit, missing, patiently
 from kit.backup.stores import Store
 from kit.config import Config
 from kit.errors import KitError, StorageError
-from kit.peek import BEST, LATEST, checksum
+from kit.store import disk
+from kit.store.peek import BEST, LATEST, checksum
 
 WAIT_S, FETCH_S = 300.0, 600  # seconds to wait for a store that fails, and that a backup may take in all
 TRIES = 3  # until a file counts as damaged there
@@ -45,10 +45,10 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
     """
     address, folder = config.kit.backup, config.restored_folder
     assert folder is not None
-    for old in folder.parent.glob(f"{folder.name}.*{storage.TEMPORARY}"):
+    for old in folder.parent.glob(f"{folder.name}.*{disk.TEMPORARY}"):
         if not Path("/proc", old.name.split(".")[1]).exists():  # of a process that was ended in mid-download
             shutil.rmtree(old, ignore_errors=True)
-    new, old = (folder.with_name(f"{folder.name}.{os.getpid()}{end}{storage.TEMPORARY}") for end in ("", ".old"))
+    new, old = (folder.with_name(f"{folder.name}.{os.getpid()}{end}{disk.TEMPORARY}") for end in ("", ".old"))
     lost = "Run again, or start anew with --resume never."
     problem: Exception
     with limit(FETCH_S, say, f"error: It could not be fetched from {address} within {FETCH_S} s. {lost}", 1):
@@ -56,7 +56,7 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
             size = sum(entry["size"] for name, entry in each["files"].items() if name in names)
             say(f"Found backup: {address} ({position(each)}): fetching {size / 1e6:.0f} MB")
             try:
-                storage.make_room(storage.make_folder(new), size)
+                disk.make_room(disk.make_folder(new), size)
                 for name in each["files"].keys() & set(names):
                     _download(store, each, name, new, say, sleep)
                 with contextlib.suppress(FileNotFoundError):

@@ -11,8 +11,8 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-from kit.backup.access import NotReadyError
 from kit.backup.manifests import Manifest, read, stored
+from kit.backup.secrets import NotReadyError
 
 FLAT = ("s3", "s3a", "gs", "gcs", "abfs", "az", "hf")  # here a folder is part of a name, and is not made
 _NUMBER = re.compile(r"manifest-(\d+)\.json")

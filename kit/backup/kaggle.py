@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kit import session
-from kit.backup.access import SECRETS, NotReadyError, status
 from kit.backup.manifests import Manifest, read
+from kit.backup.secrets import SECRETS, NotReadyError, status
 from kit.errors import ConfigError
-from kit.peek import LATEST, checksum
+from kit.kaggle import session
+from kit.store.peek import LATEST, checksum
 
 LOOKED_AT = 3  # versions, from the one that may come next to the one before
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.backup.access import missing
-from kit.peek import LATEST
+from kit.backup.secrets import missing
+from kit.store.peek import LATEST
 
 Manifest = dict[str, Any]
 
@@ -70,7 +70,7 @@ def read(get: Callable[[], bytes], listed: bool = True) -> Manifest | None:
 
 
 def order(facts: Manifest) -> tuple[int, int]:
-    """Return what decides which of two states of a run is further, as `kit.checkpoint.Summary.order`."""
+    """Return what decides which of two states of a run is further, as `kit.store.checkpoint.Summary.order`."""
     return facts["branch"], facts["step"]
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kit import storage
 from kit.errors import CheckpointError
-from kit.peek import BEST, LATEST, checksum, read_facts
+from kit.store import disk
+from kit.store.peek import BEST, LATEST, checksum, read_facts
 
 PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
 AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
@@ -54,10 +54,10 @@ class Pins:
         try:
             for left in range(AGREE_S if patient else 0, -1, -1):
                 shutil.rmtree(place, ignore_errors=True)
-                storage.make_folder(place)
+                disk.make_folder(place)
                 for name, pin in pins.items():
                     if (self.folder / "checkpoints" / name).exists():
-                        storage.link_or_copy(self.folder / "checkpoints" / name, pin)
+                        disk.link_or_copy(self.folder / "checkpoints" / name, pin)
                 if self.describe(pins[LATEST]) is None:
                     raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
                 if self.describe(pins[BEST]) is None:
@@ -81,7 +81,7 @@ class Pins:
         key = _identity(path)
         if key not in self._described:
             try:
-                storage.verify(path)
+                disk.verify(path)
                 self._described[key] = {"size": path.stat().st_size, "sha256": checksum(path)}
             except CheckpointError:
                 self._described[key] = None

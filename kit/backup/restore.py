@@ -1,4 +1,4 @@
-"""Bring the newest backup of a run into scratch, where `kit.discovery` finds it, before training starts.
+"""Bring the newest backup of a run into scratch, where `kit.run.discovery` finds it, before training starts.
 
 A store that cannot be asked is asked again for some minutes; then the start ends, for it may hold what is further than
 anything here. Where the newest backup is damaged there, the one before it is fetched.
@@ -13,15 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit import data, session, storage
-from kit.backup.access import denied, describe, limit, patiently, refused
 from kit.backup.download import LOCAL, WAIT_S, Say, Sleep, bring, holds
 from kit.backup.manifests import Manifest, order, position
+from kit.backup.secrets import denied, describe, limit, patiently, refused
 from kit.backup.stores import Store
 from kit.backup.upload import read_news
 from kit.config import Config
+from kit.data import find
 from kit.errors import ConfigError, KitError
-from kit.peek import LATEST, PREVIOUS, read_facts
+from kit.kaggle import session
+from kit.store import disk
+from kit.store.peek import LATEST, PREVIOUS, read_facts
 
 SHORT_WAIT_S = 7.0  # seconds to wait for a store that fails, where a backup is not required
 LOOK_S = 60  # seconds that a store may take to answer
@@ -131,7 +133,7 @@ def _standing(folder: Path) -> dict[str, Any] | None:
     found = []
     for name in (LATEST, PREVIOUS):
         with contextlib.suppress(KitError):
-            storage.verify(folder / "checkpoints" / name)
+            disk.verify(folder / "checkpoints" / name)
             found.append(read_facts(folder / "checkpoints" / name))
     return max(found, key=order, default=None)
 
@@ -145,7 +147,7 @@ def _choose(manifests: list[Manifest], config: Config, here: dict[str, Any] | No
         Those of one run, the furthest first.
     """
     if here is None:
-        same = {"model": Path(str(config.get("model"))).stem, "names": data.names(config)}
+        same = {"model": Path(str(config.get("model"))).stem, "names": find.names(config)}
         replaced = {run for manifest in manifests for run in manifest["replaces"]}
         fits = [
             manifest

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from kit.backup.access import take_secrets
 from kit.backup.files import Files
 from kit.backup.huggingface import Repository
 from kit.backup.kaggle import DataSet
 from kit.backup.manifests import Manifest
+from kit.backup.secrets import take_secrets
 from kit.errors import ConfigError
 
 CLIENTS = {"kaggle": "kagglehub", "hf": "huggingface_hub", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}

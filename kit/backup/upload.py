@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit import storage
-from kit.backup.access import NotReadyError, describe, missing
 from kit.backup.manifests import Manifest, order, position, same
 from kit.backup.pins import Look, Pins
+from kit.backup.secrets import NotReadyError, describe, missing
 from kit.backup.stores import Store
 from kit.errors import KitError, StorageError
-from kit.peek import BEST, LATEST, read_facts
+from kit.store import disk
+from kit.store.peek import BEST, LATEST, read_facts
 
 NAME = "backup.json"
 SHARE = 0.1  # of the time that uploading may take
@@ -215,7 +215,7 @@ class Backup:
         self.news.update(news, updated=time.time())
         text = json.dumps(self.news, indent=1).encode()
         with contextlib.suppress(StorageError):  # as for all news: the next time will do
-            storage.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
+            disk.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
 
 
 def read_news(folder: Path) -> dict[str, Any]:

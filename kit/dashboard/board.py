@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kit import session, storage
 from kit.config import Config
 from kit.dashboard import gpus, page
 from kit.dashboard.downloads import Downloads, link, table
@@ -28,6 +27,8 @@ from kit.dashboard.facts import LINES, STALE_S, Around, look
 from kit.dashboard.files import Files, alive
 from kit.dashboard.frontend import on_colab, shell, show, start_folder
 from kit.errors import BusyError, InputError, KitError, Stopped, StorageError
+from kit.kaggle import session
+from kit.store import disk
 
 EVERY_S = 1.0  # seconds between two updates of the display
 PAGE_S = 5.0  # the same for progress.html, which reloads itself
@@ -154,7 +155,7 @@ def write_page(path: Path, html: str, reload: bool) -> None:
     head = f'<!doctype html><meta charset="utf-8">{again}<meta name="viewport" content="width=device-width">'
     style = "<style>:root{color-scheme:light dark}body{margin:24px auto;max-width:980px;padding:0 16px}</style>"
     text = f"{head}<title>Training</title>{style}{html}\n".encode()
-    storage.publish(path, lambda file: file.write(text), durable=False)
+    disk.publish(path, lambda file: file.write(text), durable=False)
 
 
 def offer(downloads: Downloads, folder: Path) -> tuple[str, str]:

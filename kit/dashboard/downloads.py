@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from kit import archive, session, storage
 from kit.dashboard.files import size
 from kit.dashboard.page import wrap
 from kit.errors import CheckpointError, StorageError
+from kit.kaggle import session
+from kit.store import archive, disk
 
 FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files
@@ -163,10 +164,10 @@ class Downloads:
             OSError: `path` is another file by now.
         """
         try:
-            target = storage.make_folder(self.folder / FOLDER) / name
+            target = disk.make_folder(self.folder / FOLDER) / name
             if path.parent == target.parent:
                 return path.replace(target)
-            storage.link(path, target)
+            disk.link(path, target)
         except StorageError:
             return path
         if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
@@ -176,14 +177,14 @@ class Downloads:
 
     def _pack(self, plots: list[Path]) -> Path:
         """Pack pictures, which are compressed already; the same ones make the same bytes."""
-        target = storage.make_folder(self.folder / FOLDER) / PLOTS
+        target = disk.make_folder(self.folder / FOLDER) / PLOTS
 
         def write(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w") as packed:
                 for path in plots:
                     packed.write(path, path.relative_to(self.folder))
 
-        storage.publish(target, write, durable=False)
+        disk.publish(target, write, durable=False)
         return target
 
 

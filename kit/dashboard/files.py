@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit import status
+from kit.run import status
 
 Row = dict[str, float]
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kit import session
+from kit.kaggle import session
 
 
 def shell() -> Any:

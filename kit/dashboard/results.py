@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit import scores
 from kit.dashboard import page
 from kit.dashboard.facts import Around, weigh
 from kit.dashboard.files import Files
 from kit.dashboard.frontend import show
 from kit.errors import CheckpointError, Stopped
+from kit.run import scores
 
 CELLS = 20  # classes that a confusion matrix is drawn for; of more the most frequent confusions are listed
 PAIRS = 12

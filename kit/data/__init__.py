@@ -1,0 +1,1 @@
+"""The data set: found, described, checked, and its images kept decoded."""

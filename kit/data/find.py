@@ -1,0 +1,203 @@
+"""Data sets: find what `data=` names, and describe it in a file that Ultralytics reads the same.
+
+The description goes to scratch, with absolute paths; the data set itself is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from kit.config import Config
+from kit.data import description, shapes
+from kit.data.description import VALIDATION
+from kit.errors import DataError
+from kit.kaggle import session
+from kit.store import disk
+
+LISTED = 20  # data sets that a message lists
+
+Found = dict[Path, Hashable]  # path -> what lies there, equal for two descriptions of the same; None where it is broken
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on this machine.
+
+    Attributes:
+        path: What to hand to Ultralytics: a `data.yaml` with absolute paths, or a classification set's folder.
+        names: The classes, in the order of their numbers.
+        source: Where it was found: its own description, or its folder.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    source: Path = field(default=Path(), compare=False, repr=False)
+
+
+def names(config: Config, dataset: DataSet | None = None) -> list[str]:
+    """Return the classes that a run trains; the data set is found where it is not given."""
+    if config.get("single_cls"):
+        return ["item"]
+    return list((dataset or resolve(str(config.get("data")), config.classifies)).names)
+
+
+def resolve(name: str, classify: bool | None = False) -> DataSet:
+    """Find a data set.
+
+    Args:
+        name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a description
+            (`data.yaml`, whatever its name), a folder that holds one at whatever depth, a classification set's folder,
+            or a name that Ultralytics knows (`coco8.yaml`).
+        classify: The images are to lie in one folder per class; None where that is not known.
+
+    Raises:
+        DataError: It is missing or broken, or there are several.
+    """
+    if name == "auto":
+        path = _find_attached(session.inputs(), classify)
+    elif name == "shapes":
+        path = shapes.make(session.scratch() / "datasets" / "shapes")
+    else:
+        path = Path(name).expanduser().absolute()
+        if path.is_dir():
+            path = _find_within(path, classify)
+    if path.is_dir():
+        return _classification(path)
+    if not path.is_file() and (built_in := _built_in(name)):
+        return DataSet(built_in, description.classes(built_in, description.read(built_in)), Path(name))
+    return _detection(path)
+
+
+def _find_attached(root: Path, classify: bool | None) -> Path:
+    described, classified = _search(root)
+    found, others = (classified, described) if classify else (described, classified)
+    if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
+        return path
+    advice = "attach one with «Add input», or give data=PATH"
+    if other := next((path for path, content in others.items() if content), None):
+        advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)"
+        if classify:
+            advice = f"'{other}' is not for the task 'classify', which needs one folder per class: choose another model"
+    raise DataError(
+        f"No YOLO data set was found under '{root}': {advice}. For a trial without one: "
+        "data=shapes model=yolov8n.yaml imgsz=160."
+    )
+
+
+def _find_within(folder: Path, classify: bool | None) -> Path:
+    for own in (folder / "data.yaml", folder / "data.yml"):
+        if own.is_file():
+            return own
+    described, classified = _search(folder)
+    first, second = (classified, described) if classify else (described, classified)
+    if path := _choose(folder, first) or _choose(folder, second):
+        return path
+    if (folder / "train").is_dir():
+        return folder
+    raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train': check data=...")
+
+
+def _choose(root: Path, found: Found) -> Path | None:
+    """Return the one data set of those found; a broken one, to say what it lacks, where there is no other.
+
+    Raises:
+        DataError: There are several.
+    """
+    whole: dict[Hashable, Path] = {}
+    for path in sorted(found, key=lambda path: (f"'{path.parent.resolve()}/" not in repr(found[path]), path)):
+        if found[path]:
+            whole.setdefault(found[path], path)  # the one that lies with its images, not a copy of it
+    paths = sorted(whole.values()) or sorted(found)
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    if not whole:
+        raise DataError(
+            f"{len(paths)} descriptions of data sets lie under '{root}', but none of them is whole, for example "
+            f"'{paths[0]}': give data=PATH for one of them, to be told what it lacks."
+        )
+    lines = [f"  data={path}" for path in paths[:LISTED]]
+    if len(paths) > LISTED:
+        lines.append(f"  … and {len(paths) - LISTED} more")
+    raise DataError("\n".join([f"{len(paths)} data sets lie under '{root}', choose one of them:", *lines]))
+
+
+def _search(root: Path) -> tuple[Found, Found]:
+    """Look below a folder for descriptions, and for folders of images by class; it goes through no images."""
+    described: Found = {}
+    classified: Found = {}
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        if "args.yaml" in files:  # what an earlier training left: a data.yaml in it is a copy
+            folders.clear()
+            continue
+        for file in files:
+            if file.lower().endswith((".yaml", ".yml")) and _describes(folder / file):
+                described[folder / file] = _content(folder / file)
+        if "train" in folders and (names := _classes(folder / "train")):
+            classified[folder] = None if {*VALIDATION}.isdisjoint(folders) else (str(folder), names)
+            folders.clear()
+        elif {"images", "labels"} <= {*folders}:
+            folders[:] = {*folders} - {"images", "labels"}
+    return described, classified
+
+
+def _describes(path: Path) -> bool:
+    """Tell a description from the many other files of its format; what is named data.yaml may be a broken one."""
+    if path.stem == "data":
+        return True
+    try:
+        if not path.is_file() or path.stat().st_size > description.LARGEST:
+            return False
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
+        return False
+    return isinstance(values, dict) and "train" in values and not {"names", "nc"}.isdisjoint(values)
+
+
+def _content(path: Path) -> Hashable:
+    try:
+        values, names = description.understand(path)
+    except (DataError, OSError):
+        return None
+    return tuple(str(values.get(name)) for name in ("train", "val", "kpt_shape")), names
+
+
+def _classes(train: Path) -> tuple[str, ...]:
+    """Return the classes of a folder of a classification set; none where it is something else."""
+    names = description.class_folders(train)
+    labelled = not {"images", "labels"}.isdisjoint(names)
+    return () if labelled or not any(description.has_image(train / name) for name in names) else names
+
+
+def _detection(path: Path) -> DataSet:
+    values, names = description.understand(path)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+    folder = disk.make_folder(session.scratch() / "datasets" / hashlib.sha256(text).hexdigest()[:12])
+    disk.publish(folder / "data.yaml", lambda file: file.write(text), durable=False)
+    return DataSet(folder / "data.yaml", names, path)
+
+
+def _classification(path: Path) -> DataSet:
+    names = description.class_folders(path / "train")
+    if not names:
+        raise DataError(f"'{path / 'train'}' holds no folders: a classification set has one folder per class.")
+    if description.validation_folder(path) is None:
+        raise DataError(f"'{path}' has no folder 'val': a classification set needs 'train' and 'val'.")
+    return DataSet(path, names, path)
+
+
+def _built_in(name: str) -> Path | None:
+    """Return the description of a data set that Ultralytics ships and downloads from an archive."""
+    spec = importlib.util.find_spec("ultralytics")
+    if spec is None or spec.origin is None or Path(name).name != name:
+        return None
+    path = Path(spec.origin).parent / "cfg" / "datasets" / name
+    return path if path.is_file() and str(description.read(path).get("download", "")).startswith("http") else None

@@ -1,0 +1,1 @@
+"""The session report: what would stop training, before it starts."""

@@ -1,0 +1,1 @@
+"""Where a run is: folders, clock, machine, first cell, notebook."""

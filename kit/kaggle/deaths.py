@@ -1,0 +1,60 @@
+"""Processes that are ended by a signal: by which one, what that means, and whom they take with them.
+
+The kernel ends a process with SIGKILL when memory is full, and counts how often it did (`machine.oom_kills`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+
+from kit.kaggle import machine
+
+AGAIN = ": run again to go on from the last checkpoint."
+FULL = "lower workers=, batch= or imgsz=, and leave cache= off"
+HINTS: dict[int, str] = {
+    signal.SIGKILL: f"Most often memory is full: {FULL}.",
+    signal.SIGBUS: "Shared memory (/dev/shm) or a disk is full: lower workers= or batch=, or make room.",
+    signal.SIGSEGV: "A library has failed: an image that it cannot read, or two versions that do not fit.",
+}
+
+
+def lost(who: str, code: int, kills_before: int) -> str:
+    """Say how a process ended, and what to do."""
+    return f"{ended(who, code)}{AGAIN}{hint(code, kills_before)}"
+
+
+def ended(who: str, code: int) -> str:
+    """Say how a process ended.
+
+    Args:
+        who: The process.
+        code: Its exit code, the negative number of the signal where there was one.
+    """
+    return f"{who} was ended by {_name(-code)}" if code < 0 else f"{who} ended with exit code {code}"
+
+
+def hint(code: int, kills_before: int) -> str:
+    """Say what may help, as a sentence with a blank before it; nothing where nothing is known.
+
+    Args:
+        code: As above.
+        kills_before: What `machine.oom_kills` was while the process lived.
+    """
+    if code == -signal.SIGKILL and machine.oom_kills() > kills_before:
+        return f" Memory is full, and the kernel ended it: {FULL}."
+    return f" {HINTS[-code]}" if -code in HINTS else ""
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send a signal when the thread that started this process ends: prctl(2), PR_SET_PDEATHSIG = 1."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"

@@ -1,0 +1,1 @@
+"""Processes: launched, watched, stopped, started again."""

@@ -1,0 +1,154 @@
+"""Start a child of the launcher, follow the log that it writes, and wait for its end."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
+from types import TracebackType
+
+from kit.errors import Stopped
+from kit.kaggle import machine, session
+from kit.process import torchrun
+from kit.process.backups import TASK
+from kit.process.bounds import ANSWER_S, Bounds
+from kit.process.parent import PARENT
+
+POLL_S = 0.1
+
+
+class Log:
+    """A log that children append to; what they append is passed on.
+
+    Args:
+        path: Of the file.
+        follow: Takes the text.
+    """
+
+    def __init__(self, path: Path, follow: Callable[[str], None]) -> None:
+        self.output, self._tail = open(path, "ab"), open(path, "rb")  # noqa: SIM115
+        self._follow = follow
+        self._tail.seek(0, os.SEEK_END)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def show(self) -> None:
+        """Pass on what has come since; an empty text where nothing has."""
+        self._follow(self._decode(self._tail.read()))
+
+    def changed(self) -> float:
+        """Return the date of its last change, in Unix seconds."""
+        return os.fstat(self.output.fileno()).st_mtime
+
+    def say(self, line: str) -> None:
+        """Append a line of the launcher's own; where the disk takes none it is only passed on."""
+        text = f"{line}\n"
+        with suppress(OSError):
+            self.output.write(text.encode())
+            self.output.flush()
+            text = ""
+        self._follow(self._decode(self._tail.read()) + text)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for file in (self.output, self._tail):
+            with suppress(OSError):  # a line that the disk did not take is tried again
+                file.close()
+
+
+def start(arguments: list[str], log: Log, processes: int = 1, task: str = "", **variables: str) -> Popen[bytes]:
+    """Start `python -m kit`, several times where several processes train together.
+
+    Args:
+        arguments: Of the command line.
+        log: Takes its output.
+        processes: That train together.
+        task: Of a process for backups.
+        variables: Of its environment.
+    """
+    known, python = {**environment(), TASK: task, **variables}, [sys.executable]
+    if processes > 1:
+        python = torchrun.command(processes)
+        known.setdefault("OMP_NUM_THREADS", str(max(int(machine.cores()) // processes, 1)))  # else 1
+    return Popen(
+        [*python, "-m", "kit", *arguments],
+        env=known,
+        stdin=subprocess.DEVNULL,
+        stdout=log.output,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+
+
+def watch(
+    child: Popen[bytes],
+    log: Log,
+    asked: list[float],
+    bounds: Bounds,
+    several: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Wait for the end of a child, pass a stop on to it, and end it where it does not answer.
+
+    Args:
+        child: The child.
+        log: Of the child.
+        asked: Requests to stop; it may grow, and does at the session's limit.
+        bounds: Of the child.
+        several: The child is torchrun.
+        tick: Called ten times a second.
+
+    Returns:
+        Its exit code, 75 where it was stopped before it began or did not answer; the negative number of another signal
+        that ended it.
+    """
+    sent, since, hung = 0, 0.0, False
+    try:
+        while child.poll() is None:
+            log.show()
+            tick()
+            if not asked and bounds.over():
+                asked.append(time.monotonic())
+                log.say("WARNING: The session's limit is near, and training has not left by itself.")
+            if len(asked) > sent:
+                sent, since = len(asked), since or time.time()
+                child.send_signal(torchrun.STOP if several else signal.SIGTERM)
+                log.say("Stopping: the last checkpoint is being written ...")
+            if since and not hung and bounds.hangs(since, log.changed()):
+                hung = True
+                child.kill()
+            time.sleep(POLL_S)
+    except BaseException:
+        child.terminate()  # a failing follower must not leave training behind
+        try:
+            child.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        raise
+    log.show()
+    if hung:
+        log.say("WARNING: Training did not answer the stop and was ended: run again to go on from the last checkpoint.")
+        return Stopped.exit_code
+    if -child.returncode in (signal.SIGTERM, signal.SIGINT, torchrun.STOP):
+        log.say("Stopped before training began: run again.")
+        return Stopped.exit_code
+    return child.returncode
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child: it knows its parent, the session's start and where the kit is."""
+    return {
+        **os.environ,
+        PARENT: str(os.getpid()),
+        "KIT_SESSION_START": str(session.started()),
+        "PYTHONPATH": session.import_path(),
+        "PYTHONUNBUFFERED": "1",
+    }

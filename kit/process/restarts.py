@@ -1,0 +1,74 @@
+"""Training that was killed is started again from its checkpoint, where that may help."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from kit.config import Config
+from kit.kaggle import deaths, session
+from kit.run import status
+from kit.store.peek import LATEST
+
+LEAST_S = 300.0  # seconds of the session that are left, for a start to be worth while
+
+
+class Restarts:
+    """Decides whether a run is started again after a part of it was killed.
+
+    Args:
+        config: The settings.
+        resume: `auto`, `never` or the path of a checkpoint, as the user has it.
+
+    Attributes:
+        lines: What was said of each start, for the run to keep.
+    """
+
+    def __init__(self, config: Config, resume: str) -> None:
+        self.lines: list[str] = []
+        self._folder, self._most, self._resume = config.run_folder, config.kit.restarts, resume
+        self._ends = session.deadline(config.kit.session_hours)
+        self._before, self._began = self._stamp(), 0.0
+        self._place: tuple[float, float, str] | None = None
+
+    def begin(self) -> str:
+        """Note that training starts, and return what from: `auto` as soon as it has saved a checkpoint of its own."""
+        self._began = time.time()
+        return self._resume if self._stamp() == self._before else "auto"
+
+    def judge(self, lost: str, asked: bool) -> tuple[bool, str]:
+        """Return whether to start again, and the line that says so, or why not.
+
+        Args:
+            lost: What was killed, in a sentence.
+            asked: A stop was asked for.
+        """
+        before, self._place = self._place, self._look()
+        step, slack, place = self._place
+        told = lost.replace(deaths.AGAIN, ".")
+        if before and abs(step - before[0]) <= slack and self._most:
+            return False, f"error: {told} That is twice in a row in {place}: it would end there again."
+        if asked or len(self.lines) >= self._most or (self._ends and time.time() + LEAST_S > self._ends):
+            return False, f"error: {lost}"
+        self.lines.append(
+            f"WARNING: {told} Training starts again from the last checkpoint ({len(self.lines) + 1} of {self._most}, "
+            "kit.restarts)."
+        )
+        status.change(self._folder, state="starting")
+        return True, self.lines[-1]
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            state = os.stat(self._folder / "checkpoints" / LATEST)
+        except OSError:
+            return 0, 0
+        return state.st_ino, state.st_mtime_ns
+
+    def _look(self) -> tuple[float, float, str]:
+        """Return the step that training was in, how far news of it may lag behind, and words for it."""
+        values = status.read(self._folder)
+        if values.get("updated", 0) < self._began or not values.get("batches"):
+            return -1e9, 0.0, "its beginning"
+        step = (values["epoch"] - 1) * values["batches"] + values["batch"]
+        per_second = step / max(values["elapsed_s"], 1e-9)
+        return step, 1 + status.EVERY * per_second, f"epoch {values['epoch']}, batch {values['batch']}"

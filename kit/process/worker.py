@@ -1,0 +1,119 @@
+"""The training process around the trainer: tied to its parent and stopped by signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from types import FrameType
+from typing import TextIO
+
+from kit.config import Config
+from kit.errors import KitError, LostError, Stopped
+from kit.parallel.world import World
+from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
+from kit.yolo import environment
+
+
+def is_worker() -> bool:
+    """Tell whether this process is the one that trains: started by the launcher, or by torchrun."""
+    return PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+class Stop:
+    """Tells the trainer when to stop because of a signal; it is asked after every batch, and while it waits for one.
+
+    Until it is asked for the first time there is nothing to save: a signal ends the process, whatever it is at.
+
+    Args:
+        apart: There are processes on other machines too.
+    """
+
+    def __init__(self, apart: bool = False) -> None:
+        self.reason, self.apart, self.began = "", apart, False
+
+    def __call__(self) -> str:
+        """Return why to stop now, or an empty text."""
+        if not self.began:
+            self.began = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.on_stop)
+        if self.reason:
+            with suppress(OSError):
+                os.utime(1)  # the log's date: a sign of life for who has asked, also where the disk is full
+        return self.reason
+
+    def heed(self, parent: int) -> None:
+        """Take the signals of this process, and the kernel's when the parent dies."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+        signal.signal(ORPHANED, self.on_orphaned)
+        tie_to_parent(parent, ORPHANED)
+
+    def on_stop(self, number: int, frame: FrameType | None) -> None:
+        """Ask for a stop; asked for again, one that waits for something gives up."""
+        self.reason = "a stop was asked for" + " again" * bool(self.reason)
+
+    def on_orphaned(self, number: int, frame: FrameType | None) -> None:
+        """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
+        if (
+            self.apart or not self.began
+        ):  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+            os._exit(1)
+        self.on_stop(number, frame)
+        signal.alarm(ORPHAN_S)
+
+
+def main(config: Config, resume: str) -> int:
+    """Train in this process and return its exit code: that of `kit train`, but 0 for a stop of one among several."""
+    world = World.current()
+    environment.prepare()
+    stop = Stop(apart=world.size > world.local_size)
+    stop.heed(int(os.environ.get(PARENT, os.getppid())))
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    shown = _own_log(config, world.rank) if world.rank and PARENT in os.environ else sys.stderr
+    if config.kit.backup and PARENT not in os.environ and world.rank == 0:
+        print("WARNING: There are no backups under a torchrun that the kit has not started.", file=shown)
+    try:
+        from kit.yolo import train
+
+        train.train(config, resume, stop, world)
+        code = 0
+    except Stopped as stopped:
+        code = 0 if several else stopped.exit_code  # torchrun turns any other into 1
+    except LostError as error:
+        print(error, file=sys.stderr)  # what ended the other one is the error
+        code = error.exit_code
+    except KitError as error:
+        print(f"error: {error}", file=shown)
+        code = error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        if shown is not sys.stderr:
+            print(f"error: Process {world.rank}: {error!r}", file=shown)
+        code = 1
+    if code:
+        for file in (shown, sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(code)  # a library that still waits for a lost worker, or for other processes, would wait for long
+    return code
+
+
+def _own_log(config: Config, rank: int) -> TextIO:
+    """Send what this process prints into a log of its own, and return where the first process's goes."""
+    shared = open(os.dup(2), "w")  # noqa: SIM115
+    with open(config.run_folder / f"train-{rank}.log", "a") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    return shared
+
+
+def measure(config: Config) -> int:
+    """Measure the best model in this process and return the exit code."""
+    environment.prepare()
+    tie_to_parent(int(os.environ[PARENT]))
+    from kit.yolo import evaluation
+
+    evaluation.evaluate(config)
+    return 0

@@ -1,0 +1,1 @@
+"""One protected run, of any framework: order, status, scores, receipt, checkpoints found."""

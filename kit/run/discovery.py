@@ -1,0 +1,195 @@
+"""Find the checkpoint to go on from, by content and never by modification time.
+
+A candidate counts when it is verified and belongs to the same run; among those the one of the latest branch wins, and
+of that the one with the most steps. Each gets a verdict that says why it was taken or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kit.config import Config, differences, from_dict
+from kit.errors import CheckpointError, MismatchError
+from kit.kaggle import session
+from kit.store import checkpoint
+from kit.store.checkpoint import LATEST, PREVIOUS, Summary
+
+LESS = "not as far as the one that is taken"
+ABANDONED = "abandoned"  # the suffix of a line that a branch was made from, until the branch has got further
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint file that was looked at.
+
+    Attributes:
+        path: Where it lies.
+        summary: What it holds, or None when it is no good checkpoint.
+        identity: What it was trained as: `task`, `names` (classes), `structure`, and more that `mismatch` looks at.
+        config: The settings that it was trained with.
+        problem: Why it is no good checkpoint, or an empty text.
+        state: All of it; the tensors stay on disk until they are touched.
+    """
+
+    path: Path
+    summary: Summary | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    problem: str = ""
+    state: dict[str, Any] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth printing, as plain values."""
+        summary = None if self.summary is None else asdict(self.summary)
+        return {"path": str(self.path), "summary": summary, "identity": self.identity, "problem": self.problem}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: The candidate; verified when it was taken, or good enough to be.
+        taken: Whether a resume goes on from it.
+        reason: Why not, or an empty text.
+    """
+
+    candidate: Candidate
+    taken: bool = False
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth printing, as plain values."""
+        return {**self.candidate.to_dict(), "taken": self.taken, "reason": self.reason}
+
+
+def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
+    """Open every checkpoint within reach, the one with the most steps first; the good ones are still to be verified.
+
+    Args:
+        run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
+        restored: Where a backup was fetched to.
+    """
+    opened = [look(path, verify=False) for path in _places(run_folder, restored)]
+    candidates = [look(found.path) if found.problem else found for found in opened]  # which says what is damaged
+    return sorted(candidates, key=lambda found: (-1, 0) if found.summary is None else found.summary.order, reverse=True)
+
+
+def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: bool = True) -> Candidate:
+    """Say what one file holds, and whether every byte of it is good."""
+    try:
+        state = checkpoint.read(path, load, verify=verify)
+        config = dict(state["config"])
+        from_dict(config)  # which `changes` looks at
+        return Candidate(path, checkpoint.summarize(state), identify(state), config, state=state)
+    except CheckpointError as error:
+        return Candidate(path, problem=str(error))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Candidate(path, problem=f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
+
+
+def identify(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a checkpoint's run from others; its `structure` is that of its tensors, whatever its name."""
+    architecture, tensors = state["architecture"], state["model_state_dict"]
+    named = {name: architecture.get(name) for name in ("task", "model", "names", "files")}
+    structure = checkpoint.structure(architecture.get("yaml") or {}, tensors)
+    return {**named, "structure": structure, "ultralytics": state["versions"].get("ultralytics")}
+
+
+def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
+    """Decide which checkpoint to go on from: verified, of the same run, with the most steps.
+
+    What lies in the run folder decides which run that is: another one is not taken, however far it got. Where nothing
+    lies there, checkpoints of the same task, architecture and classes count, those with the same settings first.
+
+    Args:
+        config: The settings.
+        identity: What tells this run from others: `task`, `names`, `model` and `structure`.
+
+    Returns:
+        A verdict for every candidate, the one with the most steps first. At most one is taken; a file is read to its
+        end only where that could still change the choice.
+
+    Raises:
+        MismatchError: The run folder holds another run.
+    """
+    candidates, folder = scan(config.run_folder, config.restored_folder), config.run_folder / "checkpoints"
+    problems = {found.path: found.problem for found in candidates if found.problem}
+
+    def good(found: Candidate) -> bool:
+        if found.path not in problems:
+            problems[found.path] = look(found.path).problem
+        return not problems[found.path]
+
+    own = next((found for found in candidates if found.path.parent == folder and good(found)), None)
+    if own and (problem := mismatch(own, identity)):
+        raise MismatchError(
+            f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
+            "or start anew and keep the old run with --resume never."
+        )
+    others = {found.path: _another(found, own, identity) for found in candidates if not found.problem}
+    same = [found for found in candidates if others.get(found.path) == ""]
+    if not own:
+        same.sort(key=lambda found: bool(changes(found, config)))
+    taken = next(filter(good, same), None)
+    return [
+        Verdict(
+            replace(found, problem=problems.get(found.path, "")),
+            taken=found is taken,
+            reason="" if found is taken else problems.get(found.path) or others[found.path] or LESS,
+        )
+        for found in candidates
+    ]
+
+
+def changes(found: Candidate, config: Config) -> list[str]:
+    """Name the settings that were others when a good candidate was written, and that may not change by themselves."""
+    return differences(from_dict(found.config), config)
+
+
+def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) -> str:
+    if problem := mismatch(found, identity):
+        return f"of another run: {problem}"
+    if own and own.summary and found.summary and own.summary.run_id != found.summary.run_id:
+        return "of another run than the one in the run folder"
+    return ""
+
+
+def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
+    """Say in which way a candidate is of another run; empty when it is of the same one.
+
+    A model is what it is built of. Its name tells only where that is not known, because its file is not here or
+    because another version of Ultralytics may build it otherwise.
+    """
+    own = candidate.identity
+    for key, word in (("task", "task"), ("names", "classes")):
+        if own.get(key) != identity[key]:
+            return f"its {word} is {_short(own.get(key))} and not {_short(identity[key])}"
+    known = bool(identity.get("structure")) and own["structure"] != identity["structure"]
+    if known and own["ultralytics"] != identity["ultralytics"]:  # which may build another one of the same files
+        known = own["files"] not in (None, identity["files"])
+    if own.get("model") != identity["model"] and (known or own["structure"] != identity.get("structure")):
+        return f"its model is {_short(own.get('model'))} and not {_short(identity['model'])}"
+    return f"its model {_short(own.get('model'))} has other layers than that of model=... has now" if known else ""
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"'{text}'" if len(text) < 60 else f"'{text[:57]}...'"
+
+
+def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
+    """Yield the run's own checkpoints, then what was uploaded: its name may have got a number from the browser."""
+    for pattern in (LATEST, PREVIOUS, f"{LATEST}.{ABANDONED}*"):
+        yield from sorted((run_folder / "checkpoints").glob(pattern))
+    for name in (LATEST, PREVIOUS):
+        pattern = name.replace(".", "*.")
+        yield from sorted(session.working().glob(pattern))
+        if session.inputs().is_dir():
+            yield from sorted(session.inputs().rglob(pattern))
+    for folder in (restored, session.rescue_folder(run_folder)):
+        if folder is not None and (folder / LATEST).exists():
+            yield folder / LATEST

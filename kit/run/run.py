@@ -1,0 +1,105 @@
+"""What a trainer needs to know of the run that it is part of."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kit.config import Config
+from kit.parallel.ranks import Ranks
+from kit.run.limit import Deadline
+from kit.run.receipt import Receipt
+from kit.run.status import Status
+from kit.store.snapshot import Place
+from kit.store.writer import Writer
+
+
+class NoWriter(Writer):
+    """Of a process that does not lead: it has nothing to keep."""
+
+    def make(self, layout: dict[str, list[Place]]) -> None:
+        """Make no memory."""
+
+    def due(self, pause: bool = False) -> bool:
+        """No save ever is."""
+        return False
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save nothing."""
+
+
+@dataclass
+class Run:
+    """One run, in this session.
+
+    Attributes:
+        config: The settings.
+        folder: The run folder.
+        identity: What tells this run from others, as `kit.yolo.resume.identify` has it.
+        status: Where news goes.
+        stop: Returns why training has to stop now, or an empty text.
+        limit: The session's end.
+        resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
+        source: The checkpoint's path.
+        settle: Brings it into the run folder once the model has taken it.
+        run_id: Same for every session of the run.
+        files: A hash of each file that the run's model began with.
+        data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.data.check` has it.
+        branch: How often it was sent on from a given file; `branched` says that this session was.
+        sessions: Where the sessions after the first began, in epochs.
+        ranks: The processes that train together.
+        writer: Where checkpoints go; nowhere, where another process leads.
+        receipt: The losses after the checkpoint, to be compared with those of the session before.
+        known: It was said why this session cannot be exact.
+    """
+
+    config: Config
+    folder: Path
+    identity: dict[str, Any]
+    status: Status
+    stop: Callable[[], str]
+    resumed: dict[str, Any] | None
+    limit: Deadline = field(default_factory=Deadline)
+    ranks: Ranks = field(default_factory=Ranks)
+    source: str = ""
+    settle: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.sessions: list[float] = []
+        self.known = False
+        progress = self.resumed["progress"] if self.resumed else {}
+        self.branch, self.branched = progress.get("branch", 0), progress.get("branched", False)
+        self.data: dict[str, Any] = {}
+        began = self.resumed["architecture"] if self.resumed else self.identity
+        self.files: dict[str, str] = began.get("files", {})
+        self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
+        kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
+        self.receipt = Receipt(self.status.values.get("receipt"), line)
+        pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
+        kind = Writer if self.ranks.leads else NoWriter
+        self.writer = kind(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+
+    def not_exact(self, line: str) -> None:
+        """Say why this session cannot be exact."""
+        self.known = True
+        self.status.say(line)
+
+    def begin_session(self, progress: dict[str, Any], place: float) -> None:
+        """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""
+        self.sessions = [each for each in progress.get("sessions", ()) if each < place] + [place] * (place > 0)
+
+    def close(self) -> None:
+        """Wait for what is still to be written, and say what the checkpoints have cost."""
+        self.writer.close()
+        report = self.writer.report()
+        self.status.update(now=True, **report)
+        if self.writer.saves:
+            self.status.say(
+                "Checkpoints: {saves} written, {skipped} skipped, {cost_percent:.2f} % of the time; a kill would have "
+                "cost {lost_work_bound_s:.0f} s of work at most".format(**report)
+            )

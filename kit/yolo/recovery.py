@@ -1,0 +1,145 @@
+"""What training does when the GPU's memory is full, or when the loss is not a number.
+
+Both go on from a place that is a function of the run and not of the clock, so a run that was killed on the way
+recovers as one that was not: Ultralytics looks at the session's first epoch and at the last file that it wrote, and
+here that would be wherever the last kill happened to fall.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from ultralytics.utils.torch_utils import unwrap_model
+
+from kit.errors import CheckpointError, KitError
+from kit.store import checkpoint, disk
+from kit.yolo import models, state
+from kit.yolo.setup import Setup
+
+ATTEMPTS = 3  # halvings of the batch, and ways back from a loss that is not a number
+OUT_OF_MEMORY = (  # in lower case
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
+)
+
+
+class Recovery(Setup):
+    """Mixin over the loop: half the batch, or back to the best model."""
+
+    loss: Any
+    oom_retries: int
+    nan_recovery_attempts: int
+    global_step: int
+    average_is_finite = True
+
+    def _halve_batch(self, error: RuntimeError) -> None:
+        """Start the first epoch again with half the batch when the GPU's memory is full, as Ultralytics does.
+
+        Ultralytics does so in the first epoch of every session; here it is that of the run, and the batch that was
+        found holds for the whole of it.
+
+        Raises:
+            KitError: Memory is full in a later epoch, again after three halvings, or with an image in each slice.
+            RuntimeError: `error`, which is of another kind.
+        """
+        if not out_of_memory(error):
+            raise error
+        if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.logical:
+            raise KitError(
+                f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
+                f"imgsz={self.args.imgsz}. Is another program using it? Else go on with a smaller batch (no longer "
+                f"exact): --resume {self.last} batch={max(self.batch_size // 2, 1)}."
+            ) from error
+        self.oom_retries += 1
+        self.args.batch = self.batch_size = self.batch_size // 2
+        self.run.status.say(f"Out of memory: the epoch starts again with batch={self.batch_size}")
+        self.loss = self.loss_items = self.tloss = None
+        self.train_loader.close()
+        self._clear_memory()
+        self._build_train_pipeline()
+        self.validator.dataloader = self.test_loader
+        self.scheduler.last_epoch, self.last_opt_step, self.batch = -1, -1, 0
+        self.optimizer.zero_grad()
+        self._seek()
+
+    def _mend_average(self) -> None:
+        """Take from the model what has become infinite or no number in its average, where it would stay for good.
+
+        As Ultralytics does when it saves. Where the model's own is not finite either, the run goes back as from a loss
+        that is not a number.
+        """
+        model, average = unwrap_model(self.model).state_dict(), self.ema.ema.state_dict()
+        bad = [name for name, value in average.items() if not torch.isfinite(value).all()]
+        mended = [name for name in bad if torch.isfinite(model[name]).all()]
+        self.average_is_finite = len(mended) == len(bad)
+        for name in mended:
+            average[name].copy_(model[name])
+        if mended:
+            self.run.status.say(
+                f"WARNING: The averaged model was not finite in {len(mended)} tensors ({mended[0]}, …) in epoch "
+                f"{self.epoch + 1}: they were taken from the model itself"
+            )
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Go back to the best model when the loss or the fitness is not a number, three times at most in a run.
+
+        As in Ultralytics, the averaged weights go on as the raw ones. Ultralytics goes back to its last file; here
+        that is written by the clock, while `best.pt` is a function of the run.
+
+        Returns:
+            Whether training goes on from another place.
+
+        Raises:
+            KitError: It did not help.
+        """
+        numbers = [float(value) for value in (self.loss, self.fitness) if value is not None]
+        if self.average_is_finite and all(map(math.isfinite, numbers)):
+            return False
+        self.nan_recovery_attempts += 1
+        advice = f"try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}"
+        if self.nan_recovery_attempts > ATTEMPTS:
+            raise KitError(f"The loss is not a number in epoch {epoch + 1}, for the fourth time in this run: {advice}.")
+        best = self._read_best()
+        if best is None:
+            self.run.status.say("WARNING: The loss is not a number, and there is no best.pt to go back to")
+            return False
+        self._go_back(best)
+        self.run.status.say(
+            f"The loss is not a number in epoch {epoch + 1}: going back to the best model, of epoch {self.epoch} "
+            f"(attempt {self.nan_recovery_attempts}/{ATTEMPTS})"
+        )
+        return True
+
+    def _read_best(self) -> dict[str, Any] | None:
+        """Return `best.pt`; None where there is none. One that is no good is said and set aside."""
+        if not self.best.exists():
+            return None
+        try:
+            return checkpoint.read(self.best, models.open_best)
+        except CheckpointError as error:
+            self.run.status.say(f"WARNING: {error}")
+            self.run.status.say(f"It was set aside as {disk.set_aside(self.best).name}")
+            return None
+
+    def _go_back(self, saved: dict[str, Any]) -> None:
+        attempts, steps = self.nan_recovery_attempts, self.global_step
+        state.restore(self, saved)
+        self.nan_recovery_attempts, self.global_step = attempts, steps  # neither ever goes back
+        self.model.load_state_dict(saved["ema_state_dict"])
+        self.optimizer.zero_grad()
+        self.epoch, self.batch, self.last_opt_step = saved["epoch"], 0, -1
+        self._seek()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch's says that the GPU's memory is full."""
+    return any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def lost_gpu(error: RuntimeError) -> bool:
+    """Tell whether an error is one of CUDA's after which every call fails: a new process is needed."""
+    return "CUDA error" in str(error) and not out_of_memory(error)

@@ -1,0 +1,224 @@
+"""Training samples as pure functions of (seed, epoch, position), on Ultralytics' own data sets.
+
+Three things of Ultralytics' are left out on purpose:
+- Mosaic takes its partners from what a worker happened to load last. Here they come from a block of the epoch's order
+  around the sample, so that they depend on nothing but its position, and each image is decoded about once.
+- `close_mosaic` restarts the loader. Here a sample knows its epoch and closes by itself.
+- Label caches lie beside the data and are unpickled; decoded images lie there too, and a JPEG with bytes behind its end
+  is written anew in its place. Here a data set is only read: caches are made in this user's scratch, and never read
+  from anywhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy
+from ultralytics.data import ClassificationDataset, YOLODataset, base, utils
+from ultralytics.data.augment import Albumentations
+
+from kit.data.images import ImageCache, Loaded, cache_for
+from kit.kaggle import session
+from kit.run.order import EpochOrder, Sample, mix, seed_all
+from kit.yolo.mosaic import make_lazy
+
+THREADS = 16  # as in `kit.data.check`: the files may lie in the network
+T = TypeVar("T")
+EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
+
+
+class PureSamples:
+    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in whatever process, whenever.
+
+    Attributes:
+        order: Of the run's epochs.
+        closing: From this epoch on (counted from 0), mosaic and its like are closed; None for never.
+        hyp: The settings that the transforms are built from.
+        processes: That train on this machine.
+    """
+
+    order: EpochOrder
+    closing: int | None = None
+    hyp: Any = None
+    processes = 1
+    root: Any
+    _closed = False
+
+    def __getitem__(self, key: Sample | int | list[Sample]) -> Any:
+        """Make a sample, or those of a slice; a bare index takes the generators as they are, as Ultralytics does."""
+        if isinstance(key, list):
+            return [self[each] for each in key]
+        if isinstance(key, Sample):
+            if self.closing is not None and key.epoch >= self.closing and not self._closed:
+                self._closed = True
+                self.close_mosaic(hyp=copy(self.hyp))  # type: ignore[attr-defined]
+            self._seed(mix("sample", self.order.seed, *key))
+            key = self._turn_to(key)
+        sample: dict[str, Any] = super().__getitem__(key)  # type: ignore[misc]
+        return sample
+
+    def _seed(self, value: int) -> None:
+        seed_all(value)
+
+    def _turn_to(self, key: Sample) -> int:
+        return self.order.permutation(key.epoch)[key.position]
+
+
+def cache_path(*words: str) -> Path:
+    """Return where the label cache of these files goes."""
+    folder = session.scratch() / "labels"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}.cache"
+
+
+def plain_files(items: list[T], path: Callable[[T], str]) -> list[T]:
+    """Return those whose path is no pipe, device or folder; what is not there is for others to tell."""
+    with ThreadPool(THREADS) as pool:
+        special = pool.map(lambda item: os.path.exists(path(item)) and not os.path.isfile(path(item)), items, 256)
+    return [item for item, drop in zip(items, special, strict=True) if not drop]
+
+
+@contextmanager
+def reading_only() -> Iterator[None]:
+    """Have Ultralytics' scan decode a JPEG that does not end as it should, and drop it if it is cut off; no more."""
+    write, utils._replace_image = utils._replace_image, lambda file, save: save(io.BytesIO())
+    try:
+        yield
+    finally:
+        utils._replace_image = write
+
+
+class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
+    """Images with boxes, masks, keypoints or rotated boxes."""
+
+    images: ImageCache | None = None
+    cache: Any
+    _all = False
+    _places: dict[int, int]
+    _block: tuple[int, range] | None = None
+    _albumentations: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._on_disk = kwargs.get("cache") == "disk"
+        super().__init__(*args, **kwargs | ({"cache": None} if self._on_disk else {}))
+
+    def get_img_files(self, img_path: Any) -> list[str]:
+        """List the images; only plain files, because to open a pipe waits for who writes into it."""
+        look, base.check_file_speeds = base.check_file_speeds, lambda *_, **__: None  # which reads some of them
+        try:
+            return plain_files(super().get_img_files(img_path), lambda file: file)
+        finally:
+            base.check_file_speeds = look
+
+    @property
+    def npy_files(self) -> list[Path]:
+        """Decoded images beside the data, which may be anybody's: there are none."""
+        return self._npy_files
+
+    @npy_files.setter
+    def npy_files(self, files: list[Path]) -> None:
+        self._npy_files = [session.scratch() / "no.npy"] * len(files)
+
+    def share_images(self, workers: int) -> None:
+        """Keep decoded images where all workers find them, unless the user has chosen Ultralytics' cache in memory."""
+        chosen, self.cache = self.cache, "ram"  # has Ultralytics keep nothing of its own from here on
+        if chosen:
+            return
+        sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
+        size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
+        # The loader is at most four batches a worker ahead, and a block is at most twice as long as the first one: so
+        # far, counted over the epochs' ends, are the places apart that are in use at one time.
+        ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
+        words = (self.imgsz, self.channels, cv2.__version__)
+        self.images, self._all = cache_for(self.im_files, size, ring, words, self._on_disk, self.processes)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        ratio = self.imgsz / max(height, width)
+        return min(math.ceil(height * ratio), self.imgsz), min(math.ceil(width * ratio), self.imgsz)
+
+    def _turn_to(self, key: Sample) -> int:
+        """Look up the sample's item, and the items that its mosaic partners come from."""
+        order, block = self.order.permutation(key.epoch), self.order.neighbours(key.position)
+        if (key.epoch, block) != self._block:
+            self._block = key.epoch, block
+            first = key.epoch * self.order.samples
+            self._places = {order[position]: first + position for position in block}
+            self.buffer = list(self._places)
+        return order[key.position]
+
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Loaded:
+        """Load an image, from the shared cache where it is there."""
+        place = i if self._all else self._places.get(i) if self._block else None
+        if self.images is None or place is None or not rect_mode or resize_short:
+            loaded: Loaded = super().load_image(i, rect_mode, resize_short)
+            return loaded
+        slot = place % self.images.slots
+        if (kept := self.images.get(slot, i)) is not None:
+            return kept
+        loaded = super().load_image(i, rect_mode, resize_short)
+        self.images.put(slot, i, loaded)
+        return loaded
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """Build the transforms, with mosaic drawing its partners from `buffer` whatever the cache."""
+        cache, self.cache = self.cache, None
+        try:
+            transforms = make_lazy(super().build_transforms(hyp))
+        finally:
+            self.cache = cache
+        own = [step.transform for step in transforms.transforms if isinstance(step, Albumentations)]
+        if own and hasattr(own[0], "set_random_state"):
+            self._albumentations, self._generators = own[0], (numpy.random.default_rng(0), random.Random(0))
+            own[0].set_random_state(*self._generators)
+        return transforms
+
+    def _seed(self, value: int) -> None:
+        """Seed the generators; Albumentations has its own, which Ultralytics would make anew, 50 times as slowly."""
+        super()._seed(value)
+        if self._albumentations is not None:
+            state = {"state": value, "inc": 2 * value + 1}  # any odd number will do
+            self._generators[0].bit_generator.state = {"bit_generator": "PCG64", "state": state} | EMPTY
+            self._generators[1].seed(value)
+            self._albumentations.seed = value
+
+    def _load_or_scan_cache(self, path: Path, digest: str) -> tuple[dict[str, Any], bool]:
+        with reading_only():
+            loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path(str(path), digest), digest)
+        return loaded
+
+
+class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[misc]
+    """Images in one folder per class."""
+
+    samples: list[Any]
+
+    def __init__(self, root: str, args: Any, **kwargs: Any) -> None:
+        args = copy(args)
+        if args.cache == "disk":  # beside the images
+            args.cache = False
+        super().__init__(root, args, **kwargs)
+
+    def verify_images(self) -> list[tuple[str, int]]:
+        """Check the images, with the cache in scratch: Ultralytics derives its path from `root`."""
+        self.samples = plain_files(self.samples, lambda sample: sample[0])
+        root, self.root = self.root, str(cache_path(str(self.root)))
+        try:
+            with reading_only():
+                samples: list[tuple[str, int]] = super().verify_images()
+        finally:
+            self.root = root
+        return samples
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """There is no mosaic in classification."""

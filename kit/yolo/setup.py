@@ -1,0 +1,232 @@
+"""Setting up as Ultralytics does, but for what would cost exactness, safety or the network."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import RandomSampler
+from ultralytics.data.build import seed_worker
+from ultralytics.data.utils import check_det_dataset, get_split_fraction
+from ultralytics.utils import colorstr
+from ultralytics.utils.torch_utils import autocast, unwrap_model
+
+from kit.data import description
+from kit.data.find import DataSet
+from kit.errors import ConfigError, DataError, ModelError
+from kit.kaggle import deaths, session
+from kit.run.order import EpochOrder
+from kit.yolo import models
+from kit.yolo.samples import ClassifiedSamples, LabelledSamples
+from kit.yolo.workers import Workers
+
+Trainer: Any = object  # stands for one of Ultralytics' trainers, which a mixin is put in front of
+
+
+class Setup(Trainer):  # type: ignore[misc]
+    """Mixin over one of Ultralytics' trainers: model, data, loaders and precision."""
+
+    run: Any
+    model: Any
+    args: Any
+    wdir: Any
+    fitness: Any
+    stop: bool
+    metrics: Any
+    tloss: Any
+    loss_names: Any
+    accumulate: int
+    batch_size: int
+    data_hash = ""
+    modules: torch.Tensor
+
+    def setup_model(self) -> None:
+        """Build the model: on a resume from the checkpoint alone, else from a model file or a description."""
+        if self.run.resumed is not None:
+            weights = models.assemble(self.run.resumed)
+            source = weights.yaml
+        else:
+            source, weights = models.sources(str(self.model), self.args.pretrained, self._load_model)
+        try:
+            self.model = self.get_model(cfg=deepcopy(source), weights=weights, verbose=True)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(f"The model '{self.model}' cannot be built: {error}. Check model=...") from error
+        super().setup_model()  # a model that is built already is left, but for classify's head
+        self.modules = models.skeleton(self.model)  # before set-up adds what is no part of it
+
+    def _load_model(self, path: str) -> Any:
+        return models.load_model(path)
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
+        wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
+        try:
+            super()._setup_train()
+        except ValueError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        self.args.amp = wanted
+        self.amp = self._mixed_precision()
+        half = self.amp and wanted != "bf16"
+        self.scaler = torch.amp.GradScaler(self.device.type if self.device.type != "cpu" else "cuda", enabled=half)
+
+    def _mixed_precision(self) -> bool:
+        """Decide whether fp16 works for this model on this GPU: its outputs must stay finite and close to fp32's."""
+        if self.args.amp in {False, "fp32", "bf16"} or self.device.type != "cuda":
+            return bool(self.args.amp == "bf16")
+        if self.run.resumed is not None and self.run.resumed["versions"]["gpu"]:
+            return bool(self.run.resumed["loop"]["amp"])
+        model = deepcopy(unwrap_model(self.model)).eval()
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, self.data["channels"], 256, 256, generator=generator).to(self.device)
+        with torch.no_grad():
+            full = model(image)
+            with autocast(True, device=self.device.type):
+                half = model(image)
+        pairs = list(zip(_tensors(full), _tensors(half), strict=True))
+        good: bool = all(h.isfinite().all() and torch.allclose(f, h.float(), rtol=0.1, atol=0.5) for f, h in pairs)
+        if not good:
+            self.run.status.say("Mixed precision gives other results on this GPU: training in fp32.")
+        return good
+
+    def auto_batch(self, *args: Any, **kwargs: Any) -> int:
+        """Estimate the batch size with the precision that training will have."""
+        self.amp = self.args.amp not in {False, "fp32"} and self.device.type == "cuda"
+        size: int = super().auto_batch(*args, **kwargs)
+        return size
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return make_samples(self.args, self.data, stride, img_path, mode, batch)
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Build a loader whose batches are a pure function of (seed, epoch, batch)."""
+        try:
+            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
+        loader.worker_init_fn = start_worker
+        if loader.num_workers:
+            loader._get_iterator = partial(Workers, loader, self._wait_for_batch)
+        shuffled = isinstance(loader.sampler, RandomSampler)
+        if mode != "train" and not shuffled:
+            return loader
+        training, dataset = mode == "train", loader.dataset
+        epochs = self.epochs if training else 1 << 62
+        order = EpochOrder(len(dataset), loader.batch_size, epochs, self.args.seed, shuffled and training)
+        object.__setattr__(loader, "batch_sampler", order)  # as Ultralytics' loader does: torch forbids the plain way
+        dataset.order, dataset.hyp = order, self.args
+        if training:
+            files = getattr(dataset, "im_files", None) or [sample[0] for sample in dataset.samples]
+            self.data_hash = data_hash(files, dataset_path)
+            dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
+            if isinstance(dataset, LabelledSamples):
+                dataset.share_images(loader.num_workers)
+        return loader
+
+    def _wait_for_batch(self, seconds: float) -> None:
+        """Stand by while no batch comes."""
+
+    def get_dataset(self) -> Any:
+        """Read the data set's description.
+
+        Raises:
+            DataError: Ultralytics found it broken.
+        """
+        try:
+            return super().get_dataset()
+        except RuntimeError as error:
+            raise DataError(" ".join(str(error).split())) from error
+
+
+def make_samples(
+    args: Any, data: dict[str, Any], stride: int, img_path: str, mode: str = "train", batch: int | None = None
+) -> Any:
+    """Build the kit's data set as Ultralytics would build its own.
+
+    Args:
+        args: Ultralytics' settings.
+        data: The data set's description, as Ultralytics has read it.
+        stride: Images are padded to multiples of it.
+        img_path: Of the images.
+        mode: `train` or `val`.
+        batch: Images in a batch, where those of one batch have one shape.
+    """
+    training = mode == "train"
+    if args.task == "classify":
+        return ClassifiedSamples(
+            img_path, args, augment=training, prefix="train" if training else args.split, names=data["names"]
+        )
+    fraction = get_split_fraction(args.fraction, "train" if training else args.split)
+    return LabelledSamples(
+        img_path=img_path,
+        imgsz=args.imgsz,
+        batch_size=batch,
+        augment=training,
+        hyp=args,
+        rect=args.rect or not training,
+        cache=args.cache or None,
+        single_cls=args.single_cls or False,
+        stride=stride,
+        pad=0.0 if training else 0.5,
+        prefix=colorstr(f"{mode}: "),
+        task=args.task,
+        classes=args.classes,
+        data=data,
+        fraction=1.0 if data.get("complete") else fraction,
+    )
+
+
+def start_worker(number: int) -> None:
+    """Start a loader worker that lets signals to the whole process group pass: it ends with its training process."""
+    deaths.die_with_parent()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    seed_worker(number)
+
+
+def remembered(dataset: DataSet, copy: Path) -> str:
+    """Return the path under which a model remembers its data set, for `YOLO("best.pt").val()` in another session.
+
+    Args:
+        dataset: The data set.
+        copy: The run's copy of its description, for where Ultralytics does not find the same images by the set's own.
+    """
+    if dataset.path.is_dir() or dataset.source.name == str(dataset.source):  # a name that Ultralytics knows
+        return str(dataset.source)
+    found, values = {}, description.read(dataset.path)
+    if not dataset.source.is_relative_to(session.scratch()):
+        with suppress(Exception):  # it may be wrong in any way
+            found = check_det_dataset(str(dataset.source), autodownload=False)
+    same = all(_images(found.get(split)) == _images(values[split]) for split in ("train", "val"))
+    return str(dataset.source if same else copy)
+
+
+def _images(places: Any) -> list[Path]:
+    return [Path(place).resolve() for place in (places if isinstance(places, list) else [places or ""])]
+
+
+def data_hash(files: Iterable[str], root: str) -> str:
+    """Hash the order and the names of the training images, without the folder that they lie in."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file).removeprefix(str(root)).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _tensors(value: Any) -> Iterable[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,267 @@
+"""The training process: the only place that knows Ultralytics.
+
+`train` is what runs in the child: it takes the run folder's lock, finds the checkpoint to go on from, builds the
+trainer of the task and trains. Of several processes one does so, and the others are told what it found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib
+import torch
+from ultralytics import settings as ultralytics_settings
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import LOGGER, USER_CONFIG_DIR
+from ultralytics.utils.torch_utils import parse_device, select_device
+
+from kit import config as config_module
+from kit.config import Config
+from kit.data import check as datacheck, find
+from kit.data.find import DataSet
+from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
+from kit.kaggle import deaths, gpu, session
+from kit.parallel.ranks import ALONE, Ranks, one_by_one
+from kit.parallel.world import World
+from kit.run import discovery, status as status_module
+from kit.run.limit import Deadline
+from kit.run.run import Run
+from kit.run.status import Status, duration
+from kit.store import checkpoint, disk
+from kit.store.disk import Lock
+from kit.yolo.loop import Resumable
+from kit.yolo.models import open_checkpoint
+from kit.yolo.recovery import lost_gpu
+from kit.yolo.resume import choose, complete, fitting, identify, settle, task_of
+from kit.yolo.setup import remembered
+from kit.yolo.slices import deal, trainer_class
+from kit.yolo.tasks import STOCK
+
+TRAINERS: dict[str, type] = {
+    task: type(f"Resumable{stock.__name__}", (Resumable, stock), {}) for task, stock in STOCK.items()
+}
+
+
+def train(
+    config: Config,
+    resume: str = "auto",
+    stop: Callable[[], str] = lambda: "",
+    world: World = ALONE,
+    check: Callable[[Any], None] = gpu.check,
+) -> None:
+    """Train a run to its end, from where its newest good checkpoint stands.
+
+    Args:
+        config: The settings.
+        resume: `auto` finds the checkpoint, `never` starts anew, anything else is the path of one.
+        stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
+        world: The processes that call this together.
+        check: Raises where the device cannot be trained on.
+
+    Raises:
+        InputError: Something given cannot be used; nothing was written.
+        BusyError: Another process trains this run.
+        LostError: Another of the processes that train together has ended.
+        Stopped: Training was stopped; running again goes on.
+    """
+    quiet()
+    with Ranks(world) as ranks, ExitStack() as stack:
+        task = task_of(config, resume)
+        with one_by_one():
+            dataset = find.resolve(str(config.get("data")), task == "classify")
+        identity = identify(config, dataset, task)
+        overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
+        try:
+            get_cfg(overrides=overrides)
+            device, alone = _device(config, world)
+            chosen = select_device(device, verbose=False)
+        except (ValueError, TypeError, SyntaxError) as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
+            check(chosen)
+        if world.size > 1:
+            overrides["device"] = device
+        if resume == "never" and world.local_rank == 0:
+            disk.set_run_aside(config.run_folder)
+        if world.size > world.local_size:
+            ranks.elect(_steps(config, resume, identity) if world.local_rank == 0 else -1)
+        run = _open(config, resume, identity, stop, ranks, stack)
+        if run is None:
+            return
+        if world.local_rank == 0:
+            _check(run, dataset)
+        deal(run, cuda=chosen.type == "cuda" and alone)
+        if ranks.own:
+            _train(run, overrides)
+
+
+def _device(config: Config, world: World) -> tuple[str, bool]:
+    """Return the device that this process trains on, and whether it is the only one of its machine there."""
+    device: str = parse_device(config.get("device"))
+    if world.size == 1:
+        if "," in device:
+            raise ValueError(f"device={device} needs one process per device: kit.processes=auto")
+        return device, True
+    devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
+    return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
+
+
+FAR = 1 << 40  # more steps than any run has: a later branch is further
+
+
+def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
+    """Return how far the checkpoint is that this machine would go on from, or -1."""
+    try:
+        if resume == "auto":
+            found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
+        else:
+            found = (
+                [discovery.look(Path(resume).expanduser(), open_checkpoint, verify=False)] if resume != "never" else []
+            )
+    except InputError:
+        return -1  # if none can go on from one, the process that leads says why
+    orders = [each.summary.order for each in found if each.summary]
+    return max((branch * FAR + step for branch, step in orders), default=-1)
+
+
+def _open(
+    config: Config, resume: str, identity: dict[str, Any], stop: Callable[[], str], ranks: Ranks, stack: ExitStack
+) -> Run | None:
+    """Find out, in the process that leads, where the run stands, and tell the others; None where it is finished."""
+    limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
+    if ranks.leads:
+        folder = config.run_folder
+        disk.make_folder(folder / "checkpoints")
+        stack.enter_context(Lock(folder / ".lock"))
+        disk.sweep(folder)
+        disk.sweep(folder / "checkpoints")
+        before, status = status_module.read(folder), Status(folder)
+        status.values["receipt"] = before.get("receipt")
+        status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()
+        found = choose(config, resume, identity, status)
+    else:  # nobody looks for what Ultralytics writes there
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
+        before, status, found = {}, Status(folder, silent=True), None
+    resumed, source = ranks.share(lambda: (found.state, str(found.path)) if found else (None, ""))
+    with fitting(source):
+        run = Run(config, folder, identity, status, stop, resumed, limit, ranks, source)
+        finished = ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run)))
+    if found:
+        run.settle = partial(settle, config, found, status)
+    if finished:
+        if resumed and ranks.leads:
+            run.settle()
+            status.values = before
+            best = resumed["best_map"] or 0.0
+            status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
+            status.say("Raise epochs to go on, or start anew with --resume never.")
+        return None
+    return run
+
+
+def _finished(before: dict[str, Any], run: Run) -> bool:
+    """Tell whether the final evaluation of this run was done already."""
+    return before.get("state") == "finished" and before.get("run_id") == run.run_id
+
+
+def _check(run: Run, dataset: DataSet) -> None:
+    """Look through the data set before the GPU is asked for anything, and say what is in it.
+
+    Raises:
+        DataError: It cannot be trained on.
+    """
+    config = run.config
+    status_module.tell("Looking through the data set ...")
+    report = datacheck.check(
+        dataset,
+        run.identity["task"],
+        fraction=config.get("fraction"),
+        single_cls=bool(config.get("single_cls")),
+        classes=config.get("classes"),
+        remember=session.scratch() / "checks",
+    )
+    status_module.tell(report.describe())
+    for warning in report.warnings:
+        run.status.say(f"WARNING: {warning}")
+    if report.errors:
+        raise DataError(" ".join(report.errors))
+    copy = run.folder / "data.yaml"
+    if dataset.path.is_file():
+        with suppress(StorageError):  # a full disk; it is there to be read by people
+            disk.copy(dataset.path, copy)
+    run.data = {"path": remembered(dataset, copy), "fingerprint": report.fingerprint}
+
+
+def _train(run: Run, overrides: dict[str, Any]) -> None:
+    status, config = run.status, run.config
+    overrides["save_dir"] = str(run.folder)
+    if run.resumed:  # what set-up decided then holds, unless the setting was changed since
+        old = config_module.from_dict(run.resumed["config"])
+        with fitting(run.source):
+            decided = run.resumed["loop"]["decided"]
+            overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
+            get_cfg(overrides=overrides)
+    status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
+    status.update(session_ends=run.limit.ends)
+    try:
+        kind = TRAINERS[run.identity["task"]] if run.ranks.logical == 1 else trainer_class(run, overrides)
+        try:
+            trainer = kind(run, overrides)
+        except OSError as error:  # Ultralytics makes folders and writes args.yaml
+            raise StorageError(f"'{run.folder}' cannot be written: {disk.reason(error)}.") from error
+        trainer.train()
+    except Stopped as stopped:
+        status.update(now=True, state="stopped")
+        epoch = min(trainer.epoch + 1, trainer.epochs)
+        place = f"epoch {epoch}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
+        saved = run.writer.position
+        if saved and saved["global_step"] < trainer.global_step and run.ranks.leads:
+            place += f", and saved until {checkpoint.position(saved)}"
+        status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
+        raise
+    except BaseException as error:
+        status.update(now=True, state="failed", error=str(error))
+        if isinstance(error, RuntimeError) and lost_gpu(error):
+            raise DiedError(f"The GPU has failed{deaths.AGAIN} {str(error).splitlines()[0]}") from error
+        raise
+    status.update(now=True, state="finished", best_map=trainer.best_map)
+    where = f" in {trainer.best}" if trainer.best.exists() else ""
+    best = f"best mAP {trainer.best_map:.4f}{where}" if trainer.best_map is not None else "no validation"
+    status.say(f"Training finished: {len(trainer.history)} epochs, {best}")
+
+
+def _left(trainer: Any, limit: Deadline) -> str:
+    """Say how much there is still to do, by what the epochs took so far."""
+    if trainer.stop:
+        return "only the final evaluation is left"
+    done = trainer.epoch + trainer.batch / len(trainer.train_loader)
+    seconds = (time.monotonic() - trainer.train_time_start) / max(done, 1e-9) * (trainer.epochs - done)
+    sessions = limit.sessions(seconds)
+    text = f"about {duration(seconds)} of training left"
+    return text if sessions is None else f"{text}, about {max(sessions, 1)} more session{'s' * (sessions > 1)}"
+
+
+def quiet() -> None:
+    """Keep Ultralytics off the network: no integrations, no usage statistics, fonts from matplotlib."""
+    LOGGER.setLevel("WARNING")
+    off = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+    if Path(USER_CONFIG_DIR).is_relative_to(session.scratch()):  # a user's own settings are left alone
+        ultralytics_settings.update(
+            {
+                **dict.fromkeys(off, False),
+                "datasets_dir": str(session.scratch() / "datasets"),
+                "weights_dir": str(session.scratch() / "weights"),
+            }
+        )
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):  # what Ultralytics downloads when it is not there
+        if not (USER_CONFIG_DIR / name).exists():
+            shutil.copyfile(font, USER_CONFIG_DIR / name)

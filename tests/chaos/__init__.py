@@ -1,0 +1,1 @@
+"""Faults injected everywhere: `make chaos`, and its smallest in the tests."""

@@ -1,0 +1,187 @@
+"""Staging memory: one instant, copied into buffers that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kit.store import checkpoint
+from kit.store.snapshot import ALIGNMENT, Home, Slot, place
+from tests.help import training
+from tests.help.training import differences
+
+
+def tensors() -> dict[str, list[Tensor]]:
+    """Two sections of several dtypes and layouts, a scalar and an empty tensor among them."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 5)
+    return {
+        "model": [image, image.to(memory_format=torch.channels_last), torch.arange(6), torch.tensor(7.0)],
+        "ema": [torch.randn(3, 3).half(), torch.randn(4, 4).t(), torch.randn(1, 5).expand(4, 5), torch.empty(0, 3)],
+        "gradients": [],
+    }
+
+
+def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
+    return all(
+        a.dtype == b.dtype and torch.equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)
+    )
+
+
+def buffers(section: list[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in section if tensor.numel()}
+
+
+def test_copy_equals_the_tensors_and_does_not_move_with_them() -> None:
+    """What training does afterwards is not seen."""
+    sections = tensors()
+    staged, delivered = Slot().copy(sections)
+    assert same(staged, sections)
+    assert delivered() == 0.0
+    for section in sections.values():
+        for tensor in section:
+            tensor.copy_(torch.zeros_like(tensor)) if tensor.is_contiguous() else None
+    assert same(staged, tensors())
+
+
+def test_memory_that_was_made_is_used_again() -> None:
+    """No save makes memory of its own: the first touch of a page is the slow one."""
+    slot, sections = Slot(), tensors()
+    slot.make({name: [place(tensor) for tensor in section] for name, section in sections.items()})
+    made = {name: buffers(slot._staged[name].views) for name in ("model", "ema")}
+    for _ in range(2):
+        staged, _ = slot.copy(sections)
+        assert {name: buffers(staged[name]) for name in made} == made
+
+
+def test_each_section_has_one_buffer_per_dtype_and_shares_none() -> None:
+    """A section that is saved again by itself takes no other with it, and a file has few records."""
+    staged, _ = Slot().copy(tensors())
+    assert len(buffers(staged["model"])) == len(buffers(staged["ema"])) == 2
+    assert not buffers(staged["model"]) & buffers(staged["ema"])
+    floats = [tensor for tensor in staged["model"] if tensor.dtype == torch.float32]
+    used = sum(tensor.nbytes for tensor in floats)
+    assert used <= staged["model"][0].untyped_storage().nbytes() < used + ALIGNMENT * len(floats)
+
+
+def test_layout_of_the_memory_is_kept() -> None:
+    """A channels_last tensor is copied as it lies; one with gaps or overlaps as a copy of it would."""
+    staged, _ = Slot().copy(tensors())
+    assert staged["model"][1].is_contiguous(memory_format=torch.channels_last)
+    assert staged["ema"][1].stride() == (1, 4)
+    assert staged["ema"][2].is_contiguous()
+
+
+def test_section_that_comes_and_goes_keeps_its_memory() -> None:
+    """Gradients are there between two steps of the optimizer and gone after one."""
+    slot, sections = Slot(), tensors()
+    sections["gradients"] = [torch.ones(5)]
+    first = buffers(slot.copy(sections)[0]["gradients"])
+    assert slot.copy({**sections, "gradients": []})[0]["gradients"] == []
+    assert buffers(slot.copy(sections)[0]["gradients"]) == first
+
+
+@pytest.mark.parametrize("other", [torch.ones(5), torch.ones(2, 3), torch.ones(6).double()])
+def test_section_that_changed_its_form_gets_other_memory(other: Tensor) -> None:
+    """Nothing is broadcast or rounded into memory of another form."""
+    slot = Slot()
+    slot.copy({"a": [torch.ones(6)]})
+    assert same(slot.copy({"a": [other]})[0], {"a": [other]})
+
+
+def settled() -> tuple[dict[str, list[Tensor]], dict[str, Home]]:
+    """Return sections of which one was taken in."""
+    sections = tensors()
+    home = Home([place(tensor) for tensor in sections["model"]])
+    home.take_in(sections["model"])
+    return sections, {"model": home}
+
+
+def test_tensors_that_are_taken_in_stay_what_they_are() -> None:
+    """The same objects with the same values, strides and alignment, now side by side."""
+    before = tensors()
+    sections, homes = settled()
+    assert same(sections, before)
+    assert [tensor.stride() for tensor in sections["model"]] == [tensor.stride() for tensor in before["model"]]
+    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in sections["model"])
+    assert homes["model"].holds(sections["model"])
+    assert buffers(sections["model"]) == {buffer.data_ptr() for buffer in homes["model"].buffers.values()}
+
+
+def test_snapshot_of_what_was_taken_in_is_a_copy_of_the_buffers() -> None:
+    """What training does to the tensors is what it copies."""
+    sections, homes = settled()
+    sections["model"][0].mul_(2)
+    staged, _ = Slot().copy(sections, homes)
+    assert same(staged, sections)
+    homes["model"].buffers[torch.device("cpu"), torch.int64].fill_(9)
+    assert torch.equal(Slot().copy(sections, homes)[0]["model"][2], torch.full((6,), 9))
+
+
+@pytest.mark.parametrize("leave", [lambda each: each.data, lambda each: each.half().float().clone()])
+def test_tensor_that_has_left_its_home_is_copied_from_where_it_is(leave: Any) -> None:
+    """Another object in its place, or other memory behind the same object."""
+    sections, homes = settled()
+    sections["model"][0].data = leave(sections["model"][0].clone()) + 1
+    sections["model"][2] = torch.arange(6) + 1
+    slot = Slot()
+    for _ in range(2):
+        assert same(slot.copy(sections, homes)[0], sections)
+
+
+def test_tensors_that_share_memory_go_on_sharing_it() -> None:
+    """A part that has two names is one part: nothing of that section is moved."""
+    tensor = torch.arange(6.0)
+    section = [tensor, tensor.view(2, 3), torch.ones(3)]
+    home = Home([place(each) for each in section])
+    home.take_in(section)
+    tensor.fill_(5)
+    assert torch.equal(section[1], torch.full((2, 3), 5.0))
+    assert not home.holds(section)
+    assert same(Slot().copy({"a": section}, {"a": home})[0], {"a": section})
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
+def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optimizer: str) -> None:
+    """Model, EMA and optimizer, name by name and bit by bit, with gradients in flight."""
+    from tests.yolo.test_parity import build
+
+    values = training.settings(place, epochs=1, nbs=8, optimizer=optimizer)
+    trainer = build(values, "one", stock=False)
+    seen: dict[str, Any] = {}
+
+    def look(trainer: Any) -> None:
+        sections, build_state = trainer.snapshot(0, trainer.batch)
+        staged, _ = Slot().copy(sections, trainer.snapshot.homes)
+        build_state(staged)  # of a new best model two files are made
+        state = build_state(staged)
+        parameters = trainer.model.named_parameters()
+        seen[str(trainer.batch)] = state
+        expected = {
+            "model_state_dict": dict(trainer.model.state_dict()),
+            "ema_state_dict": dict(trainer.ema.ema.state_dict()),
+            "optimizer_state_dict": checkpoint.plain(trainer.optimizer.state_dict()),
+            "gradients": {name: each.grad for name, each in parameters if each.grad is not None},
+        }
+        assert [name for name in expected if list(state[name]) != list(expected[name])] == []
+        assert differences(state, expected) == []
+
+    trainer.add_callback("on_train_batch_end", look)
+    trainer.train()
+    assert {bool(state["gradients"]) for state in seen.values()} == {True, False}
+    assert any(state["optimizer_state_dict"]["state"] for state in seen.values())
+
+
+def test_part_of_a_module_that_is_shared_is_named_twice() -> None:
+    """As in its state dict; buffers that are not persistent are left out."""
+    from kit.yolo.capture import _Tensors
+
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Linear(2, 2))
+    module.append(module[1])
+    module.register_buffer("scratch", torch.ones(1), persistent=False)
+    assert _Tensors(module).names == list(module.state_dict())
+    assert _Tensors(module)()[0] is module[0].weight
