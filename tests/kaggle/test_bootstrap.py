@@ -259,3 +259,13 @@ def test_requirements_of_the_kit_are_met_here() -> None:
     for line in ("pytest>=99", "pytest>=1,<2", "pytest[extra]<2"):
         with pytest.raises(KitError, match=r"pytest \S+ is installed, and the kit needs pytest"):
             bootstrap.satisfied(line)
+
+
+def test_cell_of_an_earlier_notebook_works_and_is_told_what_to_do(machine: Machine) -> None:
+    """It looks for kit/bootstrap.py, in clones and in copies, and calls its `setup`."""
+    shutil.copy(session.REPOSITORY / "kit/bootstrap.py", machine.root / "kit/bootstrap.py")
+    machine.have("tool", "2.1")
+    code = f"import sys; sys.path.insert(0, {str(machine.root)!r})\nfrom kit import bootstrap; print(bootstrap.setup())"
+    (said,) = machine.environment.run(code, **machine.variables).stdout.splitlines()
+    assert said.startswith(f"The kit is in {machine.root}; nothing had to be installed. The notebook is of an earlier")
+    assert said.endswith("copy the first cell of notebooks/train.ipynb over this one.")
