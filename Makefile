@@ -80,3 +80,4 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/resume.py

@@ -21,6 +21,7 @@ PROGRAMS = {
     "benchmarks/cost.py": "--models yolov8n --pairs 1 --seconds 1",
     "benchmarks/loader.py": "--sizes 320x240 --images 40 --epochs 2 --repeats 1",
     "benchmarks/ranks.py": "--processes 1 2 --launches 1 --turns 2",
+    "benchmarks/resume.py": "--images 16 --imgsz 32 --epochs 3",
     "benchmarks/saving.py": "--quick",
     "benchmarks/training.py": "--repeats 1 --epochs 2 --batches 20",
     "tests/chaos/kills.py": "--kills 3",
