@@ -79,7 +79,7 @@ def main() -> None:
         from kit.errors import Stopped
         from kit.run import run
         from kit.store.writer import Writer
-        from tests.help.training import describe, kit_train
+        from training import describe, kit_train
 
         data = str(describe(Path(folder) / "data", 64, 320, 240))
         images = [f"{folder}/data/images/{number % 64:04d}.jpg" for number in range(20_000)]
