@@ -76,10 +76,11 @@ def main() -> None:
         for name in ("WORKING", "SCRATCH"):
             os.environ[f"KIT_{name}"] = str(Path(folder) / name.lower())
         environment.prepare()
+        from training import describe, kit_train
+
         from kit.errors import Stopped
         from kit.run import run
         from kit.store.writer import Writer
-        from training import describe, kit_train
 
         data = str(describe(Path(folder) / "data", 64, 320, 240))
         images = [f"{folder}/data/images/{number % 64:04d}.jpg" for number in range(20_000)]
