@@ -2,6 +2,7 @@
 # make lint    ruff and mypy                                 make test-slow  the long ones
 # make bench   the figures in the README                     make chaos      kills, failing disks, failing stores
 # make test-browser  the notebook in chromium (apt-get install chromium)     make pictures  the README's, from a run
+# make gpu     exactness and figures on a GPU, in the environment of PYTHON
 # make twin    the notebook on the versions of Kaggle's image, for which a Python 3.12 is needed
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ PYTHONS := python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) 
 works = $(shell $(1) -c "import ensurepip, venv" 2>/dev/null && echo $(1))
 PYTHON312 ?= $(firstword $(foreach python,$(PYTHONS) $(shell uv python find 3.12 2>/dev/null),$(call works,$(python))))
 
-.PHONY: train test test-slow test-browser twin pictures lint bench chaos clean
+.PHONY: train test test-slow test-browser twin pictures lint bench chaos gpu clean
 
 train: $(VENV)/run
 	$(BIN)/python -m kit train $(ARGS)
@@ -43,6 +44,11 @@ chaos: $(VENV)/dev
 	$(BIN)/python tests/chaos/kills.py $(ARGS)
 	$(BIN)/python tests/chaos/calls.py
 	$(BIN)/python tests/chaos/outages.py
+
+# On an environment that is there: nothing is installed. PYTHON=... names its Python.
+gpu:
+	$(PYTHON) -m pytest -m gpu --maxfail 3 tests/yolo/test_gpu.py $(ARGS)
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-kaggle $(TWIN)

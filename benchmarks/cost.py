@@ -29,14 +29,29 @@ class Windows:
     Args:
         seconds: Length of a window.
         pairs: How many pairs to measure.
+        apart: Seconds between two saves.
+
+    Attributes:
+        writers: The last one is the run's.
     """
 
-    def __init__(self, seconds: float, pairs: int) -> None:
-        self.seconds, self.pairs = seconds, pairs
+    def __init__(self, seconds: float, pairs: int, apart: float = 30.0) -> None:
+        self.seconds, self.pairs, self.apart = seconds, pairs, apart
         self.writers: list[Any] = []
         self.rates: list[float] = []
         self.costs: list[float] = []
         self._began, self._batches, self._cost = 0.0, -10, 0.0  # ten batches to warm up
+
+    def watch(self) -> None:
+        """Get hold of the writer of the next run."""
+        from kit.run import run
+        from kit.store.writer import Writer
+
+        def watched(*args: Any, **kwargs: Any) -> Writer:
+            self.writers.append(Writer(*args, **kwargs))
+            return self.writers[-1]
+
+        run.Writer = watched
 
     def __call__(self) -> str:
         """Count a batch, and change windows."""
@@ -52,7 +67,7 @@ class Windows:
 
     def _turn(self, now: float) -> None:
         saving = len(self.rates) % 4 in (0, 3)  # with, without, without, with: a drift slows both
-        self.writers[-1].max_lost_s = 30.0 if saving else NEVER
+        self.writers[-1].max_lost_s = self.apart if saving else NEVER
         self._began, self._batches, self._cost = now, min(self._batches, 0), self._spent()
 
     def _spent(self) -> float:
@@ -79,8 +94,6 @@ def main() -> None:
         from training import describe, kit_train
 
         from kit.errors import Stopped
-        from kit.run import run
-        from kit.store.writer import Writer
 
         data = str(describe(Path(folder) / "data", 64, 320, 240))
         images = [f"{folder}/data/images/{number % 64:04d}.jpg" for number in range(20_000)]
@@ -88,13 +101,7 @@ def main() -> None:
         Path(data).write_text(f"train: {folder}/many.txt\nval: images\nnames: [a, b, c]\n")
         for model in options.models.split(","):
             windows = Windows(options.seconds, options.pairs)
-
-            class Watched(Writer):
-                def __init__(self, *args: Any, watch: list[Any] = windows.writers, **kwargs: Any) -> None:
-                    super().__init__(*args, **kwargs)
-                    watch.append(self)
-
-            run.Writer = Watched
+            windows.watch()
             try:
                 kit_train({"data": data, "model": f"{model}.yaml", "kit.run": f"runs/{model}", **SETTINGS}, windows)
             except Stopped:

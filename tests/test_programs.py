@@ -19,6 +19,7 @@ REPOSITORY = session.REPOSITORY
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PROGRAMS = {
     "benchmarks/cost.py": "--models yolov8n --pairs 1 --seconds 1",
+    "benchmarks/gpu.py": "--device cpu --quick --out gpu.json",
     "benchmarks/loader.py": "--sizes 320x240 --images 40 --epochs 2 --repeats 1",
     "benchmarks/ranks.py": "--processes 1 2 --launches 1 --turns 2",
     "benchmarks/resume.py": "--images 16 --imgsz 32 --epochs 3",
@@ -34,7 +35,7 @@ ELSEWHERE = {  # a program -> the test that runs it
     "tests/help/pretrained.py": "pretrained.py",
     "tests/help/variants.py": "parallel/test_processes.py",
 }
-TARGETS = {"train", "clean"}  # of the Makefile, run here; the others run what is above, or are CI's own
+TARGETS = {"train", "gpu", "clean"}  # of the Makefile, run here; the others run what is above, or are CI's own
 SMALL = ["data=shapes", "model=yolov8n.yaml", "epochs=1", "imgsz=32", "batch=32"]
 
 
@@ -92,11 +93,13 @@ def test_program_runs(place: Path, program: str) -> None:
 
 @pytest.mark.slow
 def test_make_targets_run(place: Path) -> None:
-    """On an environment that is there: training, and taking everything away."""
+    """On an environment that is there: training, what a GPU is asked, and taking everything away."""
     made = [word for name in ("run", "dev", "bench") for word in ("-o", f"{sys.prefix}/{name}")]
     make = ["make", "-C", str(REPOSITORY), *made]
     said = run(*make, f"VENV={sys.prefix}", f"ARGS={' '.join(SMALL)}", "train", cwd=place)
     assert "Training finished: 1 epochs" in said
+    said = run(*make, f"PYTHON={sys.executable}", "gpu", cwd=place)
+    assert torch.cuda.is_available() or ("skipped" in said and "There is no GPU here: nothing was measured." in said)
     (place / "venv").mkdir()
     run(*make, f"VENV={place}/venv", f"TWIN={place}/twin", "clean", cwd=place)
     assert not (place / "venv").exists()
