@@ -99,7 +99,7 @@ def verify(path: str | Path) -> None:
 
 def doctor(config: str | Path | None = None, **settings: Any) -> None:
     """Show where this is, what it has, and what would stop training; nothing that is found is raised."""
-    from kit.doctor import report
+    from kit.preflight import report
 
     report.show(report.findings(config, _dotted(settings)))
 

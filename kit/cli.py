@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kit import config as config_module
-from kit.doctor import report
-from kit.doctor.checks import STOP
 from kit.errors import InputError, KitError
+from kit.preflight import report
+from kit.preflight.checks import STOP
 from kit.process import backups, worker
 from kit.run import status
 from kit.store import disk

@@ -29,7 +29,7 @@ FLOORS = {
     "backup": 5,
     "process": 6,
     "dashboard": 6,
-    "doctor": 6,
+    "preflight": 6,
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
@@ -130,7 +130,7 @@ def child(script: str, **environment: str) -> str:
         "kit.dashboard",
         "kit.kaggle.bootstrap",
         "kit.kaggle.notebook",
-        "kit.doctor.report",
+        "kit.preflight.report",
     ],
 )
 def test_import_in_the_notebooks_kernel_stays_cheap(name: str) -> None:
@@ -154,6 +154,11 @@ def test_public_names_are_pinned() -> None:
     """The front door is small; each name is there and has a docstring."""
     assert sorted(kit.__all__) == ["KitError", "doctor", "downloads", "progress", "results", "train", "verify"]
     assert all(getattr(kit, name).__doc__ for name in kit.__all__)
+
+
+def test_no_public_name_is_that_of_a_room() -> None:
+    """The import of a room would put it in the place of the function."""
+    assert {top(name) for name in modules()} & set(kit.__all__) == set()
 
 
 @pytest.mark.parametrize(

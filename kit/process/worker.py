@@ -57,9 +57,7 @@ class Stop:
 
     def on_orphaned(self, number: int, frame: FrameType | None) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
-        if (
-            self.apart or not self.began
-        ):  # after a stop, the torchrun of another machine would wait minutes for the one that is gone
+        if self.apart or not self.began:  # another machine's torchrun would wait minutes for the one that is gone
             os._exit(1)
         self.on_stop(number, frame)
         signal.alarm(ORPHAN_S)

@@ -273,6 +273,7 @@ import os, signal, sys, time
 from kit.process.worker import Stop
 stop = Stop(apart="apart" in sys.argv)
 stop.heed(os.getppid())
+stop()  # from here on there is something to save
 print(flush=True)
 while not stop():
     time.sleep(0.01)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kit.doctor import probe
 from kit.errors import ConfigError
 from kit.kaggle import gpu
+from kit.preflight import probe
 from tests.help import samples, training
 
 NO_IMAGE = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be ..."

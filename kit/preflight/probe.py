@@ -1,7 +1,7 @@
-"""What torch and the checkpoints within reach say, from a process of its own: `python -m kit.doctor.probe RUN_FOLDER`.
+"""What torch and the checkpoints within reach say, in a process of its own: `python -m kit.preflight.probe RUN_FOLDER`.
 
-The notebook's kernel never imports torch and never makes a CUDA context, so `kit.doctor.report` starts this and reads
-what it prints: one line of JSON about torch and its GPUs, then one about the checkpoints.
+The notebook's kernel never imports torch and never makes a CUDA context, so `kit.preflight.report` starts this and
+reads what it prints: one line of JSON about torch and its GPUs, then one about the checkpoints.
 """
 
 from __future__ import annotations

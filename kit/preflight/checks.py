@@ -1,4 +1,4 @@
-"""What `kit.doctor.report` looks at, one function each: a level, what was found, and what to do about it.
+"""What `kit.preflight.report` looks at, one function each: a level, what was found, and what to do about it.
 
 `stop` is what training would stop at, `warning` what costs time or results, `ok` the rest.
 """
@@ -135,7 +135,7 @@ def torch_itself(facts: dict[str, Any]) -> Verdict:
     """Whether torch can be imported at all.
 
     Args:
-        facts: As `kit.doctor.report.probing` has them.
+        facts: As `kit.preflight.report.probing` has them.
     """
     if "torch" in facts:
         return OK, facts["torch"], ""
@@ -149,7 +149,7 @@ def gpus(names: list[str], facts: dict[str, Any], device: Any = None) -> Verdict
 
     Args:
         names: As the driver gives them.
-        facts: As `kit.doctor.report.probing` has them.
+        facts: As `kit.preflight.report.probing` has them.
         device: The setting.
     """
     names = names or [gpu["name"] for gpu in facts.get("gpus", ())]
@@ -177,7 +177,7 @@ def checkpoints(facts: dict[str, Any]) -> Verdict:
     """What there is to go on from; whether it belongs to the settings is for training to say.
 
     Args:
-        facts: As `kit.doctor.report.probing` has them.
+        facts: As `kit.preflight.report.probing` has them.
     """
     advice = "python -m kit find lists them"
     if "checkpoints" not in facts:

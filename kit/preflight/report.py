@@ -1,7 +1,7 @@
 """Where this is, what it has and what stands in the way of training: `kit.doctor()` and `python -m kit doctor`.
 
-What `kit.doctor.checks` looks at is shown as it is found, the quick things first. Torch is asked in a child process
-(`kit.doctor.probe`), which has a minute; the internet has three seconds.
+What `kit.preflight.checks` looks at is shown as it is found, the quick things first. Torch is asked in a child process
+(`kit.preflight.probe`), which has a minute; the internet has three seconds.
 
 Not covered: whether the model fits the GPU's memory, and whether Kaggle keeps the files (Persistence cannot be seen
 from within a session).
@@ -25,10 +25,10 @@ from typing import Any
 
 from kit import config as config_module
 from kit.config import Config
-from kit.doctor import checks
-from kit.doctor.checks import OK, STOP, WARNING
 from kit.errors import KitError
 from kit.kaggle import machine, session
+from kit.preflight import checks
+from kit.preflight.checks import OK, STOP, WARNING
 from kit.store import disk as storage
 from kit.store.disk import Disk
 
@@ -58,9 +58,9 @@ class Finding:
 
 @contextmanager
 def probing(
-    run_folder: Path, module: str = "kit.doctor.probe", limit: float = PROBE_S
+    run_folder: Path, module: str = "kit.preflight.probe", limit: float = PROBE_S
 ) -> Iterator[Callable[[], Facts]]:
-    """Start `kit.doctor.probe`; what is yielded waits for it and returns what it said.
+    """Start `kit.preflight.probe`; what is yielded waits for it and returns what it said.
 
     Args:
         run_folder: Whose checkpoints to look at.

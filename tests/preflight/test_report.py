@@ -18,9 +18,9 @@ from nbclient import NotebookClient
 
 import kit
 from kit import cli
-from kit.doctor import report
-from kit.doctor.report import Finding
 from kit.kaggle import session
+from kit.preflight import report
+from kit.preflight.report import Finding
 from kit.store.disk import Disk
 from tests.help import samples
 from tests.help.fakes import FullDisk
