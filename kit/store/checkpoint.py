@@ -15,13 +15,13 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import serialization
 
 from kit.errors import CheckpointError
-from kit.store import archive, disk as storage
+from kit.store import archive, disk as storage, records
 
 FORMAT = 1
 MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
@@ -125,33 +125,8 @@ def summarize(state: dict[str, Any]) -> Summary:
 
 def write(state: dict[str, Any], file: BinaryIO) -> None:
     """Write a checkpoint into an open file."""
-    disk = _Remembering(file)
-    try:
-        serialization.save(
-            state, cast(BinaryIO, disk)
-        )  # Ultralytics puts a retry into torch.save, which would go on in mid-file
-    except RuntimeError:
-        if disk.error is None:
-            raise
-        raise disk.error from None  # torch hides a full disk behind an error of its own
-
-
-class _Remembering:
-    """A file that keeps the error of the disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
+    records.save(state, file)
+    file.flush()
 
 
 def load(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kit.store import checkpoint
+from kit.store import checkpoint, records as writer
 
 
 def state(step: int = 1, **changes: Any) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def state(step: int = 1, **changes: Any) -> dict[str, Any]:
 def save(path: Path, value: Any) -> Path:
     """Save a value the way a checkpoint is saved, without the door."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(value, path)
+    with open(path, "wb") as file:
+        writer.save(value, file)
     return path
 
 
