@@ -1,10 +1,9 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run resumes from, and how it is brought into the run folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from kit.run.status import Status, duration, read as news
 from kit.store import checkpoint, disk, peek
 from kit.store.checkpoint import BEST, LATEST, PREVIOUS
 from kit.yolo import models, stock
+from kit.yolo.fitting import check, fitting
 from kit.yolo.models import open_best, open_checkpoint
-from kit.yolo.recovery import out_of_memory
-from kit.yolo.state import check
 from kit.yolo.tasks import STOCK
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
@@ -93,7 +91,7 @@ def identify(config: Config, dataset: find.DataSet, task: str) -> dict[str, Any]
 
 
 def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> Candidate | None:
-    """Return the checkpoint to go on from, or None to start at the beginning; `settle` brings it into the run folder.
+    """Return the checkpoint to resume from, or None to start at the beginning; `install` brings it into the run folder.
 
     Raises:
         CheckpointError: The file that was asked for is no good checkpoint.
@@ -117,7 +115,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     status.say(f"Found checkpoint: {found.path} ({found.summary.position}{best}, saved {age} ago)")
     status.say(f"Resuming from checkpoint: {found.path}")
     if changed:
-        status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
+        status.say(f"No longer bit-exact, the settings changed: {'; '.join(changed)}")
     began = state["architecture"].get("files") or {}
     if other := [name for name in began if identity["files"].get(name, began[name]) != began[name]]:
         status.say(
@@ -131,27 +129,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     return found
 
 
-@contextmanager
-def fitting(path: str) -> Iterator[None]:
-    """Say in one sentence that what is done here with a checkpoint's state cannot be done.
-
-    Raises:
-        CheckpointError: It cannot, for any reason but a full GPU.
-    """
-    try:
-        yield
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken: detach it or move it "
-            "away, or start anew with --resume never."
-        ) from error
-
-
-def settle(config: Config, found: Candidate, status: Status) -> None:
-    """Bring a checkpoint that the model has taken into the run folder, and its best model.
+def install(config: Config, found: Candidate, status: Status) -> None:
+    """Bring a checkpoint that was restored into the run folder, and its best model.
 
     Raises:
         StorageError: There is no room.
@@ -177,7 +156,7 @@ def _branch(found: Candidate, changed: bool, config: Config) -> None:
     """Note that the run was sent on from this checkpoint, where another one would be taken, or with other settings.
 
     That is a decision: it is part of each checkpoint from here on, and counts more than steps. Where the run stood is
-    kept under a name of its own until the branch has got further (`settle`).
+    kept under a name of its own until the branch has got further (`install`).
     """
     assert found.summary is not None
     assert found.state is not None

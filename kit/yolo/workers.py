@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from kit.errors import DiedError
 from kit.kaggle import deaths, machine
+from kit.yolo import upstream
 
 POLL_S = 1.0  # seconds of waiting for a batch after which it is asked whether to go on
 CLOSE_S = 5.0  # seconds that workers have to end by themselves
@@ -34,7 +33,7 @@ class Workers:
     def __init__(self, loader: Any, waiting: Callable[[float], None]) -> None:
         loader.timeout = POLL_S
         self._waiting, self._kills = waiting, machine.oom_kills()
-        iterator: Any = DataLoader._get_iterator(loader)
+        iterator: Any = upstream.own_iterator(loader)
         self._iterator, self._workers = iterator, iterator._workers
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no error out of torch's handler

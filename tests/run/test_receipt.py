@@ -129,7 +129,7 @@ def test_difference_that_was_to_be_expected_is_said_as_that(place: Path, capsys:
     capsys.readouterr()
     training.train(values)
     first, second = lines(capsys.readouterr().out)
-    assert first.startswith("Not exact from here on, the surroundings changed: ")
+    assert first.startswith("No longer bit-exact, the environment changed: ")
     assert second.startswith("Not exact, as was said: ")
 
 

@@ -114,7 +114,7 @@ def test_other_learning_rate_takes_effect(place: Path, capsys: pytest.CaptureFix
         training.train(values, stop_at(2 * ASKED + 2))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     state = training.train({**values, "lr0": 0.001, "weight_decay": 0.1}, resume=str(latest))
-    assert "Not exact from here on, the settings changed: lr0: 0.01 -> 0.001" in capsys.readouterr().out
+    assert "No longer bit-exact, the settings changed: lr0: 0.01 -> 0.001" in capsys.readouterr().out
     before, after = rates(state)[1], rates(state)[2]
     assert 8 < before / after < 15
     decays = {group["weight_decay"] for group in state["optimizer_state_dict"]["param_groups"]}

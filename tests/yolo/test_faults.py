@@ -53,7 +53,7 @@ def small(place: Path) -> Iterator[Path]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training does not wait for room."""
-    monkeypatch.setattr("kit.yolo.reporting.WAIT_S", 0.0)
+    monkeypatch.setattr("kit.yolo.saving.WAIT_S", 0.0)
 
 
 def crammed(small: Path) -> Callable[[], None]:
@@ -216,7 +216,7 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
     """Somebody deletes something meanwhile: the run ends as if nothing had been."""
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
-    monkeypatch.setattr("kit.yolo.reporting.time.sleep", lambda seconds: empty(small))
+    monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: empty(small))
     again = training.train(run(values, "full"), acting({2 * ASKED + 3: crammed(small)}))
     assert "Waiting for room; a stop gives up." in capsys.readouterr().out
     assert_same(untouched, again)
@@ -225,8 +225,8 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_second_stop_gives_up_waiting_for_room(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever presses the button again wants to leave."""
     values, asked = training.settings(small.parent, **EVERY_STEP), ["once"]
-    monkeypatch.setattr("kit.yolo.reporting.WAIT_S", math.inf)
-    monkeypatch.setattr("kit.yolo.reporting.time.sleep", lambda seconds: asked.append("twice"))
+    monkeypatch.setattr("kit.yolo.saving.WAIT_S", math.inf)
+    monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: asked.append("twice"))
     stop = stop_at(ASKED + 3)
     with pytest.raises(Stopped, match="once"):
         training.train(run(values, "full"), acting({ASKED + 2: crammed(small)}, lambda: stop() and asked[-1]))
@@ -342,7 +342,7 @@ def test_best_model_that_is_there_in_spite_of_an_error_is_not_replaced_by_a_wors
 ) -> None:
     """The folder cannot be synced once, just after the rename of best.pt in epoch 2; epoch 3 is better than epoch 1."""
     found = [0.5, 0.7, 0.6]
-    monkeypatch.setattr("kit.yolo.loop.Resumable._current_map", lambda self: found[self.epoch])
+    monkeypatch.setattr("kit.yolo.loop.Resumable.current_map", lambda self: found[self.epoch])
 
     class Once(FailingDisk):
         def sync_folder(self, folder: Path) -> None:

@@ -249,7 +249,7 @@ def test_other_version_of_ultralytics_may_build_it_otherwise(
     rewrite(latest, architecture=built, versions={**state["versions"], "ultralytics": "8.4.0"})
     if same:
         assert training.train(values)["epoch"] == 3
-        assert "the surroundings changed: ultralytics 8.4.0 -> " in capsys.readouterr().out
+        assert "the environment changed: ultralytics 8.4.0 -> " in capsys.readouterr().out
     else:
         Path(values["model"]).write_text(Path(values["model"]).read_text() + "# edited\n")
         assert "has other layers" in refused(values)

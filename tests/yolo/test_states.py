@@ -192,7 +192,7 @@ def order_of_the_first_epoch(patch: pytest.MonkeyPatch) -> None:
 
 def partners_of_the_worker(patch: pytest.MonkeyPatch) -> None:
     """Stock's buffer: what this process happened to load."""
-    own = LabelledSamples._turn_to
+    own = LabelledSamples._index_of
 
     def turn_to(self: LabelledSamples, key: Any) -> int:
         kept = getattr(self, "kept", [])
@@ -200,12 +200,12 @@ def partners_of_the_worker(patch: pytest.MonkeyPatch) -> None:
         self.kept = self.buffer = [*kept, item]
         return item
 
-    patch.setattr(LabelledSamples, "_turn_to", turn_to)
+    patch.setattr(LabelledSamples, "_index_of", turn_to)
 
 
 def loader_from_the_start(patch: pytest.MonkeyPatch) -> None:
     """Stock's loader begins anew, and has prefetched beyond where training stood."""
-    patch.setattr(Resumable, "_seek", lambda self: self.train_loader.reset())
+    patch.setattr(Resumable, "seek", lambda self: self.train_loader.reset())
 
 
 def unseeded_numpy(patch: pytest.MonkeyPatch) -> None:

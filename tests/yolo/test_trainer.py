@@ -245,7 +245,7 @@ def test_other_settings_are_refused_until_the_user_decides(place: Path, capsys: 
         training.train({**values, "batch": 6})
     capsys.readouterr()
     state = training.train({**values, "batch": 6}, resume=str(latest))
-    assert "Not exact from here on, the settings changed: batch: 4 -> 6" in capsys.readouterr().out
+    assert "No longer bit-exact, the settings changed: batch: 4 -> 6" in capsys.readouterr().out
     assert state["progress"]["batches"] == 2
     assert state["epoch"] == 2
 
@@ -322,7 +322,7 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
     kill(values, at=1)
     said = capsys.readouterr().out
     assert "was set aside as best.pt.bad" in said
-    assert "best.pt had gone: it was made anew from the checkpoint" in said
+    assert "best.pt was missing and has been rebuilt from the checkpoint" in said
     after = checkpoint.read(folder / "best.pt", load=models.open_checkpoint)
     assert differences(before, after) == []
     assert differences({"m": before["model"].state_dict()}, {"m": after["model"].state_dict()}, ("m",)) == []
