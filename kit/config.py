@@ -145,9 +145,8 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Rebuild the config that `Config.to_dict` wrote; settings that this version does not know are left out."""
     known = {f.name for f in fields(KitSettings)}
-    own: dict[str, Any] = {
-        RENAMED.get(k, k): v for k, v in dict(values.get("kit") or {}).items() if RENAMED.get(k, k) in known
-    }
+    block: dict[str, Any] = dict(values.get("kit") or {})
+    own = {new: value for name, value in block.items() if (new := RENAMED.get(name, name)) in known}
     return Config({k: v for k, v in values.items() if k in defaults()}, KitSettings(**own))
 
 

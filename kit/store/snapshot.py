@@ -88,6 +88,7 @@ class ModuleTensors:
         self.names = [name for _, _, name in self._places]
 
     def __call__(self) -> list[Tensor]:
+        """Return the tensors that have these names now."""
         return [holder[key] for holder, key, _ in self._places]  # type: ignore[misc]
 
 

@@ -61,7 +61,7 @@ class Recovery(Reporting):
         self.seek()
 
     def _mend_average(self) -> None:
-        """Replace what is NaN or inf in the average, where it would stay, by the model's own, as Ultralytics does on saving.
+        """Replace what is NaN or inf in the average by the model's own, as Ultralytics does on saving.
 
         Where the model's own is not finite either, the run rolls back as from a loss that is NaN or inf.
         """
