@@ -34,7 +34,7 @@ class Workers:
         loader.timeout = POLL_S
         self._waiting, self._kills = waiting, machine.oom_kills()
         iterator: Any = upstream.own_iterator(loader)
-        self._iterator, self._workers = iterator, iterator._workers
+        self._stock, self._workers = iterator, iterator._workers
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no error out of torch's handler
 
@@ -48,7 +48,7 @@ class Workers:
         while True:
             self._check()
             try:
-                return next(self._iterator)
+                return next(self._stock)
             except RuntimeError as error:
                 if "timed out after" not in str(error):
                     self._check(patience=POLL_S)
@@ -79,7 +79,7 @@ class Workers:
         timer.daemon = True
         timer.start()
         try:
-            self._iterator._shutdown_workers()
+            self._stock._shutdown_workers()
         finally:
             timer.cancel()
             self._kill()
