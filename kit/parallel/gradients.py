@@ -102,24 +102,28 @@ class Gradients:
     Args:
         parameters: The parameters that are trained.
         ranks: The processes.
+
+    Attributes:
+        buckets: What the gradients of a batch are exchanged in.
+        sent: How many of them are in flight, or were.
     """
 
     def __init__(self, parameters: list[Parameter], ranks: Ranks) -> None:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
-        self._sent, self._order = 0, ranks.order
-        self._buckets, self._others = self._make(), self._make()  # a sum stays in one while the next is on its way
+        self.sent, self._order = 0, ranks.order
+        self.buckets, self._others = self._make(), self._make()  # a sum stays in one while the next is on its way
         if ranks.size == ranks.slices:
-            for bucket in self._buckets:  # whose last gradient comes last, or nearly so: a hook for each costs more
+            for bucket in self.buckets:  # whose last gradient comes last, or nearly so: a hook for each costs more
                 bucket.parameters[-1].register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
         self.send()  # zeros: what a backend needs for its connections is taken before the first batch fills the memory
         self.collect()
 
     def start_batch(self) -> None:
         """Keep what earlier batches left: a new one begins."""
-        self._before, self._sent = self.read(), 0
+        self._before, self.sent = self.read(), 0
         if any(gradient is not None for gradient in self._before):
-            self._buckets, self._others = self._others, self._buckets
+            self.buckets, self._others = self._others, self.buckets
             self.clear()
 
     def read(self) -> list[Gradient]:
@@ -137,15 +141,15 @@ class Gradients:
 
     def send(self) -> list[bool]:
         """Send what is not in flight yet, and return which parameters have a gradient here."""
-        while self._sent < len(self._buckets):
+        while self.sent < len(self.buckets):
             self._send_next()
         return [parameter.grad is not None for parameter in self._parameters]
 
     def collect(self) -> None:
         """Wait until the buckets hold the sums over all processes."""
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             bucket.reduce(self._order, self._ranks.group)
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             bucket.wait()
 
     def finish(self, used: list[bool]) -> None:
@@ -154,8 +158,8 @@ class Gradients:
         Args:
             used: Which parameters any slice has a gradient of.
         """
-        if self._buckets:
-            sums = [view for bucket in self._buckets for view in bucket.sums()][::-1]
+        if self.buckets:
+            sums = [view for bucket in self.buckets for view in bucket.sums()][::-1]
             for parameter, total, there, before in zip(self._parameters, sums, used, self._before, strict=True):
                 if there or before is not None:
                     parameter.grad = total
@@ -179,12 +183,12 @@ class Gradients:
 
     def _on_gradient(self, _: Tensor) -> None:
         """Send buckets as soon as they are full, one after the other: the processes have to send in one order."""
-        while self._sent < len(self._buckets) and self._buckets[self._sent].full:
+        while self.sent < len(self.buckets) and self.buckets[self.sent].full:
             self._send_next()
 
     def _send_next(self) -> None:
-        self._buckets[self._sent].send(self._ranks.group)
-        self._sent += 1
+        self.buckets[self.sent].send(self._ranks.group)
+        self.sent += 1
 
 
 def add(one: list[Gradient], other: list[Gradient]) -> list[Gradient]:

@@ -55,7 +55,7 @@ class Buckets(SlicedTrainer):
     def set_up(self) -> None:
         gradients.BUCKET = 1 << 13
         super().set_up()
-        assert len(self.gradients._buckets) > 10
+        assert len(self.gradients.buckets) > 10
 
 
 class Broken(Buckets):
@@ -69,13 +69,13 @@ class Broken(Buckets):
     def set_up(self) -> None:
         super().set_up()
         if self.run.ranks.world.rank == 1:
-            middle = len(self.gradients._buckets) // 2
-            self.gradients._buckets[middle].parameters[0].register_post_accumulate_grad_hook(self._fill)
+            middle = len(self.gradients.buckets) // 2
+            self.gradients.buckets[middle].parameters[0].register_post_accumulate_grad_hook(self._fill)
 
     def _fill(self, _: Any) -> None:
         self.calls += 1
         if self.calls == 3:
-            assert 0 < self.gradients._sent < len(self.gradients._buckets)
+            assert 0 < self.gradients.sent < len(self.gradients.buckets)
             raise RuntimeError("CUDA out of memory")
 
     def _run_slice(self, i: int, rank: int, batch: Any) -> Any:

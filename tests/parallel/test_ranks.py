@@ -112,13 +112,22 @@ def test_every_task_trains_in_slices_and_resumes_bit_identical(
 def test_gradients_of_slices_add_up_to_those_of_the_batch(place: Path) -> None:
     """For a model without BatchNorm's statistics, and a loss that is a mean or a sum over images, slicing is rounding.
 
-    Classification: its loss is a mean over the batch, which Ultralytics' own training multiplies by the ranks.
+    Classification: its loss is a mean over the batch, which Ultralytics' own training multiplies by the ranks. All but
+    the last linear layer is frozen, with its statistics.
     """
-    values = run_settings(place, "classify", epochs=1, freeze=9, optimizer="SGD", mixup=0.0, warmup_epochs=0)
+    frozen: dict[str, Any] = {"freeze": [*range(9), "9.conv"], "optimizer": "SGD", "mixup": 0.0, "warmup_epochs": 0}
+    values = run_settings(place, "classify", epochs=1, **frozen)
     one, other = (training.train({**values, "kit.run": f"runs/{n}", "kit.slices": n}) for n in (1, 4))
+    trained = {name for name in one["model_state_dict"] if ".linear." in name}
+    moved = [each["momentum_buffer"].any() for each in one["optimizer_state_dict"]["state"].values()]
+    assert len(trained) == len(moved) == 2
+    assert all(moved), "it must have trained"
+    assert set(one["model_state_dict"]) == set(other["model_state_dict"])
     for name, value in one["model_state_dict"].items():
-        if ".linear." in name:
+        if name in trained:
             torch.testing.assert_close(value, other["model_state_dict"][name], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(value, other["model_state_dict"][name]), name
 
 
 def test_missing_gradients_count_as_zeros_to_the_sign() -> None:
@@ -227,7 +236,7 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
         used, others, nobodys = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
         ranks: Any = SimpleNamespace(size=2, slices=4, cuda=False, order=[0, 1], group=None)
         gradients = Gradients([used, others, nobodys], ranks)
-        views = [view for bucket in gradients._buckets for view in bucket.views]
+        views = [view for bucket in gradients.buckets for view in bucket.views]
         assert all(view.data_ptr() % 64 == 0 for view in views), "a GPU's norm depends on it"
         used.grad = torch.ones(3)
         for _ in range(2):
