@@ -39,7 +39,7 @@ NOT_YOURS = {  # the kit's own business, with the way to the same end
     "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
     "cfg": "use --config FILE",
 }
-RENAMED = {"ranks": "slices"}  # of the block `kit:`, old name -> new
+RENAMED = {"kit.ranks": "kit.slices"}  # old name -> new
 FREE = {"epochs", "patience", "workers", "device", "plots", "verbose"}  # may change from session to session
 FREE |= {"task", "data"}  # what they name is compared by what it is
 
@@ -124,12 +124,8 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
-    merged.update({f"kit.{key}": value for key, value in block.items()})
-    merged.update(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings)))
-    for old, new in RENAMED.items():
-        if f"kit.{old}" in merged:
-            print(f"The setting 'kit.{old}' is called 'kit.{new}' now: both names work.", file=sys.stderr)
-            merged.setdefault(f"kit.{new}", merged.pop(f"kit.{old}"))
+    merged.update(_renamed({f"kit.{key}": value for key, value in block.items()}))
+    merged.update(_renamed(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings))))
     merged = {name: _number(value) for name, value in merged.items()}
     for name, value in merged.items():
         _check(name, value)
@@ -145,9 +141,16 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Rebuild the config that `Config.to_dict` wrote; settings that this version does not know are left out."""
     known = {f.name for f in fields(KitSettings)}
-    block: dict[str, Any] = dict(values.get("kit") or {})
-    own = {new: value for name, value in block.items() if (new := RENAMED.get(name, name)) in known}
+    block = _renamed({f"kit.{name}": value for name, value in dict(values.get("kit") or {}).items()}, hint=False)
+    own = {name: value for key, value in block.items() if (name := key.removeprefix("kit.")) in known}
     return Config({k: v for k, v in values.items() if k in defaults()}, KitSettings(**own))
+
+
+def _renamed(settings: Mapping[str, Any], hint: bool = True) -> dict[str, Any]:
+    """Return settings by their names of today; an earlier name is taken too."""
+    for old in RENAMED.keys() & settings.keys() if hint else ():
+        print(f"The setting '{old}' is called '{RENAMED[old]}' now; the old name still works.", file=sys.stderr)
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def differences(old: Config, new: Config) -> list[str]:
