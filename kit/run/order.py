@@ -1,4 +1,4 @@
-"""Every random number of a run, as a pure function of where it stands.
+"""Every random number of a run, as a pure function of the position.
 
 - The order of an epoch is f(seed, epoch).
 - The augmentation of a sample is f(seed, epoch, position): every generator is seeded just before the sample is made,
@@ -7,7 +7,7 @@
 - What the training process itself draws (multi-scale sizes, dropout) is f(seed, epoch, batch).
 
 So the number of workers, prefetching, validation, plots and restarts do not matter, there is no generator whose state
-would have to be carried over, and going to any batch costs nothing.
+would have to be saved, and seeking to any batch costs nothing.
 """
 
 from __future__ import annotations

@@ -88,11 +88,11 @@ class Run:
         self.status.say(line)
 
     def begin_session(self, progress: dict[str, Any], place: float) -> None:
-        """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""
+        """Note where this session begins, for the checkpoint: each session may be on another machine."""
         self.sessions = [each for each in progress.get("sessions", ()) if each < place] + [place] * (place > 0)
 
     def close(self) -> None:
-        """Wait for what is still to be written, and say what the checkpoints have cost."""
+        """Wait for pending writes, and report what the checkpoints have cost."""
         self.writer.close()
         report = self.writer.report()
         self.status.update(now=True, **report)

@@ -61,5 +61,5 @@ def fitting(path: str) -> Iterator[None]:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
             f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken: detach it or move it "
-            "away, or start anew with --resume never."
+            "away, or start fresh with --resume never."
         ) from error

@@ -25,7 +25,7 @@ from kit.yolo.models import open_best, open_checkpoint
 from kit.yolo.tasks import STOCK
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
-SHOWN = 3  # checkpoints that are said not to be taken; `find` lists them all
+SHOWN = 3  # checkpoints that are reported as not taken; `find` lists them all
 
 
 def task_of(config: Config, resume: str = "auto") -> str:
@@ -108,7 +108,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if changed and resume == "auto":
         raise MismatchError(
             f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
-            f"Go on with the new ones: --resume {found.path}. Start anew and keep the old run: --resume never."
+            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never."
         )
     best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
     age = duration(time.time() - found.summary.saved)
@@ -140,7 +140,7 @@ def install(config: Config, found: Candidate, status: Status) -> None:
     if branched and latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
         disk.link_or_copy(latest, kept)
-        status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
+        status.say(f"The run's newest checkpoint is kept as {kept.name} until this branch has more steps")
     if found.path.parent != folder:
         arriving = folder / f".{LATEST}{disk.TEMPORARY}"
         disk.make_room(folder, found.path.stat().st_size)
@@ -153,10 +153,10 @@ def install(config: Config, found: Candidate, status: Status) -> None:
 
 
 def _branch(found: Candidate, changed: bool, config: Config) -> None:
-    """Note that the run was sent on from this checkpoint, where another one would be taken, or with other settings.
+    """Note that the run was resumed from this checkpoint where another one would be taken, or with other settings.
 
-    That is a decision: it is part of each checkpoint from here on, and counts more than steps. Where the run stood is
-    kept under a name of its own until the branch has got further (`install`).
+    That is a decision: it is part of each checkpoint from here on, and counts more than steps. The newest checkpoint of
+    the old line is kept under a name of its own until the branch has more steps (`install`).
     """
     assert found.summary is not None
     assert found.state is not None
@@ -174,7 +174,7 @@ def _same_run(one: Candidate, other: Candidate) -> bool:
 
 
 def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
-    """Have a good `best.pt` in the run folder: the one that is there, or one of the same run that lies elsewhere."""
+    """Make sure that the run folder has a good `best.pt`: the one that is there, or one of the same run elsewhere."""
     if found.path == best:
         return
     if best.exists():
@@ -203,7 +203,7 @@ def _same_best(one: Candidate, other: Candidate) -> bool:
 
 
 def complete(config: Config, state: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint stands at the end: all epochs done, or stopped early for want of progress."""
+    """Tell whether a checkpoint is at the end: all epochs done, or stopped early without progress."""
     idle = state["epoch"] - state["loop"]["stopper"]["best_epoch"]
     return bool(state["epoch"] >= config.get("epochs") or idle >= (config.get("patience") or float("inf")))
 

@@ -119,7 +119,7 @@ class Saving(Setup):
             self.run.writer.rescue(path, *self.state.state_dict(epoch, batch))
         except StorageError:
             return "Nor is there room in scratch: what was trained since the last checkpoint is lost without it."
-        return f"The checkpoint is in '{path}', which goes with the session: make room and run again before."
+        return f"The checkpoint is in '{path}', which ends with the session: make room and run again before."
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()

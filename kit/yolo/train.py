@@ -162,7 +162,7 @@ def _open(
             status.values = before
             best = resumed["best_map"] or 0.0
             status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
-            status.say("Raise epochs to go on, or start anew with --resume never.")
+            status.say("Raise epochs to continue, or start fresh with --resume never.")
         return None
     return run
 
@@ -173,13 +173,13 @@ def _finished(before: dict[str, Any], run: Run) -> bool:
 
 
 def _check(run: Run, dataset: DataSet) -> None:
-    """Look through the data set before the GPU is asked for anything, and say what is in it.
+    """Check the data set before the GPU is used, and report what is in it.
 
     Raises:
         DataError: It cannot be trained on.
     """
     config = run.config
-    status_module.tell("Looking through the data set ...")
+    status_module.tell("Checking the data set ...")
     report = datacheck.check(
         dataset,
         run.identity["task"],
@@ -225,7 +225,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         saved = run.writer.position
         if saved and saved["global_step"] < trainer.global_step and run.ranks.is_main:
             place += f", and saved until {checkpoint.position(saved)}"
-        status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
+        status.say(f"Stopped in {place} ({stopped}). Run again to resume: {_left(trainer, run.limit)}.")
         raise
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
@@ -239,7 +239,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
 
 
 def _left(trainer: Any, limit: Deadline) -> str:
-    """Say how much there is still to do, by what the epochs took so far."""
+    """Return how much is left to do, estimated from the epochs so far."""
     if trainer.stop:
         return "only the final evaluation is left"
     done = trainer.epoch + trainer.batch / len(trainer.train_loader)

@@ -178,7 +178,7 @@ def test_stop_on_a_crammed_disk_saves_into_scratch(
     assert caught.value.exit_code == 75
     said = capsys.readouterr().out
     (rescued,) = (small.parent / "scratch").glob("*/rescued/*/latest.pt")
-    assert f"The checkpoint is in '{rescued}', which goes with the session" in said
+    assert f"The checkpoint is in '{rescued}', which ends with the session" in said
     assert re.search(r"Stopped in epoch 2/3, batch 3/3, and saved until epoch 1/3, batch [12]/3 \(", said)
     assert 3 <= step(latest) <= 5
     assert step(rescued) == 6
