@@ -114,7 +114,7 @@ def child(settings: list[str]) -> None:
 def finish(turns: Turns, trainer: Any) -> None:
     """Print what was measured in the first process, and end."""
     others = [[number] for number in (agreement(trainer), *saves(trainer))]
-    if trainer.run.ranks.leads:
+    if trainer.run.ranks.is_main:
         pairs = zip(turns.seconds["plain"][WARM:], turns.seconds["kit"][WARM:], strict=True)
         for row in [[plain / kit for plain, kit in pairs], turns.seconds["kit"][WARM:], *others]:
             print("measured", *row, flush=True)
@@ -125,16 +125,16 @@ def agreement(trainer: Any) -> float:
     """Return the milliseconds that one agreement takes, of processes that do nothing else."""
     if trainer.run.ranks.size == 1:
         return 0.0
-    flags = [True] * (2 + len(trainer.gradients.take()))
+    flags = [True] * (2 + len(trainer.gradients.read()))
     began = time.perf_counter()
     for _ in range(ROUNDS):
-        trainer.run.ranks.agree(*flags)
+        trainer.run.ranks.any(*flags)
     return (time.perf_counter() - began) / ROUNDS * 1000
 
 
 def saves(trainer: Any) -> list[float]:
     """Return the milliseconds that a save holds training, and those of CPU time that it takes besides."""
-    if not trainer.run.ranks.leads:
+    if not trainer.run.ranks.is_main:
         return []
     writer = trainer.run.writer
     held, cpu = writer.held_s, writer.cpu_s
@@ -166,7 +166,7 @@ def plain(loaded: Any, world: World, turns: Turns) -> None:
             loader = super().get_dataloader(*args, **kwargs)
             if kwargs["mode"] == "train":
                 collate, order = loader.collate_fn, loader.batch_sampler
-                order.own, order.ranks = range(world.rank, world.rank + 1), world.size
+                order.my_slices, order.slices = range(world.rank, world.rank + 1), world.size
                 loader.collate_fn = lambda slices: collate(slices[0])
             return loader
 

@@ -27,8 +27,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from kit.config import Config
 from kit.store import checkpoint
 from kit.store.writer import Writer
-from kit.yolo.capture import Snapshot
-from kit.yolo.state import SCALARS, TENSORS
+from kit.yolo.state import SCALARS, TENSORS, TrainerState
 
 
 class Training:
@@ -319,7 +318,7 @@ class Kit(Scheme):
     def __init__(self, training: Training, folder: Path) -> None:
         super().__init__(training, folder)
         names = (*SCALARS, *TENSORS, "loss_names", "metrics", "best_map", "data_hash", "amp")
-        self.snapshot = Snapshot(
+        self.state: Any = TrainerState(
             SimpleNamespace(
                 **(dict.fromkeys(names) | {"last_opt_step": 0}),
                 model=training.model,
@@ -335,7 +334,7 @@ class Kit(Scheme):
                     run_id="benchmark",
                     files={},
                     data={},
-                    ranks=SimpleNamespace(logical=1),
+                    ranks=SimpleNamespace(slices=1),
                     sessions=[],
                     branch=0,
                 ),
@@ -348,12 +347,12 @@ class Kit(Scheme):
             )
         )
         self.writer = Writer(folder, max_lost_s=30, max_cost_percent=1)
-        self.writer.make(self.snapshot.settle())
+        self.writer.allocate(self.state.move_together())
         self.writer.wait()
 
     def save(self) -> None:
         """Copy the state, then let a thread publish `latest.pt`."""
-        self.writer.save(*self.snapshot(0, 1), homes=self.snapshot.homes)
+        self.writer.save(*self.state.state_dict(0, 1), self.state.buffers)
 
     def wait(self) -> None:
         """Await the thread."""

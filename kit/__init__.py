@@ -30,7 +30,7 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
 
     Args:
         config: A YAML file; default `configs/kaggle_config.yaml` on Kaggle, else `configs/quickstart.yaml`.
-        resume: `auto`, `never` (start anew, the old run is kept aside) or the path of a checkpoint.
+        resume: `auto`, `never` (start fresh, the old run is kept aside) or the path of a checkpoint.
         settings: Ultralytics' settings by name, and the kit's as `kit={"session_hours": 9}`.
 
     Returns:

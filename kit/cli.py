@@ -163,12 +163,12 @@ def _export(options: argparse.Namespace) -> int:
     folder = config_module.load(options.config).run_folder
     environment.prepare()
     from kit.store import checkpoint
-    from kit.yolo import capture, models
+    from kit.yolo import export, models
     from kit.yolo.train import quiet
 
     quiet()
     source, target = options.file or folder / "checkpoints" / checkpoint.LATEST, options.out or folder / checkpoint.LAST
-    state = capture.export(checkpoint.read(source, models.open_checkpoint))
+    state = export.export(checkpoint.read(source, models.open_checkpoint))
     disk.publish(target, lambda file: checkpoint.write(state, file))
     print(f"{target}: the model after epoch {state['of_epoch']}, for YOLO('{target}')")
     return 0

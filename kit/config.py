@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -38,6 +39,7 @@ NOT_YOURS = {  # the kit's own business, with the way to the same end
     "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
     "cfg": "use --config FILE",
 }
+RENAMED = {"kit.ranks": "kit.slices"}  # old name -> new
 FREE = {"epochs", "patience", "workers", "device", "plots", "verbose"}  # may change from session to session
 FREE |= {"task", "data"}  # what they name is compared by what it is
 
@@ -55,7 +57,7 @@ class KitSettings:
     remind_epochs: int = 25
     receipt: int = 2
     processes: int | str = "auto"
-    ranks: int | str = "auto"
+    slices: int | str = "auto"
     restarts: int = 2
 
 
@@ -122,8 +124,8 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
-    merged.update({f"kit.{key}": value for key, value in block.items()})
-    merged.update(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings)))
+    merged.update(_renamed({f"kit.{key}": value for key, value in block.items()}))
+    merged.update(_renamed(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings))))
     merged = {name: _number(value) for name, value in merged.items()}
     for name, value in merged.items():
         _check(name, value)
@@ -139,8 +141,16 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Rebuild the config that `Config.to_dict` wrote; settings that this version does not know are left out."""
     known = {f.name for f in fields(KitSettings)}
-    own = {k: v for k, v in dict(values.get("kit") or {}).items() if k in known}
+    block = _renamed({f"kit.{name}": value for name, value in dict(values.get("kit") or {}).items()}, hint=False)
+    own = {name: value for key, value in block.items() if (name := key.removeprefix("kit.")) in known}
     return Config({k: v for k, v in values.items() if k in defaults()}, KitSettings(**own))
+
+
+def _renamed(settings: Mapping[str, Any], hint: bool = True) -> dict[str, Any]:
+    """Return settings by their names of today; an earlier name is taken too."""
+    for old in RENAMED.keys() & settings.keys() if hint else ():
+        print(f"The setting '{old}' is called '{RENAMED[old]}' now; the old name still works.", file=sys.stderr)
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -276,7 +286,7 @@ def _check_own(name: str, value: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             what = {"remind_epochs": "epochs", "receipt": "steps", "restarts": "starts"}[name]
             raise ConfigError(f"The setting 'kit.{name}' must be a number of {what}, 0 for none, but got {value!r}.")
-    elif name in ("processes", "ranks"):
+    elif name in ("processes", "slices"):
         if value != "auto" and not (positive and isinstance(value, int)):
             raise ConfigError(f"The setting 'kit.{name}' must be 'auto' or 1, 2, 3, ... but got {value!r}.")
     elif not positive and not (name == "session_hours" and value == "auto"):

@@ -48,6 +48,30 @@ def test_later_word_beats_an_earlier_one(load: Load) -> None:
     assert load(BASE, "epochs=7", "epochs=9").get("epochs") == 9
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "slices"),
+    [
+        ("kit:\n  ranks: 3\n", [], 3),
+        ("", ["kit.ranks=3"], 3),
+        ("kit:\n  slices: auto\n", ["kit.ranks=3"], 3),
+        ("kit:\n  ranks: 2\n", ["kit.slices=3"], 3),
+    ],
+)
+def test_earlier_name_of_a_setting_is_taken_with_a_hint(
+    load: Load, capsys: pytest.CaptureFixture[str], text: str, words: list[str], slices: int
+) -> None:
+    """In a file, in words, and with both; words beat the file by whichever name."""
+    checked = load(BASE + text, *words)
+    assert checked.kit.slices == slices
+    assert capsys.readouterr().err == "The setting 'kit.ranks' is called 'kit.slices' now; the old name still works.\n"
+
+
+def test_earlier_name_in_a_checkpoints_config_is_taken_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody can change it there."""
+    assert config.from_dict({"model": "a.yaml", "kit": {"ranks": 3}}).kit.slices == 3
+    assert capsys.readouterr().err == ""
+
+
 def test_settings_may_be_a_mapping(tmp_path: Path) -> None:
     """`kit.train(epochs=9)` hands over values, not words."""
     (tmp_path / "config.yaml").write_text(BASE)

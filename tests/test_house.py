@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import subprocess
@@ -105,6 +106,43 @@ def test_only_one_room_knows_ultralytics() -> None:
     """A new version of Ultralytics is a matter of one room."""
     users = {top(name) for name, others in graph().items() for other in others if other.split(".")[0] == "ultralytics"}
     assert users == {"yolo"}
+
+
+def test_only_upstream_knows_the_private_names_of_ultralytics() -> None:
+    """A release that changes one is a matter of one module; and no mixin takes one of them by accident."""
+    from kit.yolo import environment
+
+    environment.prepare()
+    from ultralytics.data.build import InfiniteDataLoader
+
+    from kit.yolo.mosaic import LazyMosaic
+    from kit.yolo.samples import ClassifiedSamples, LabelledSamples
+    from kit.yolo.tasks import STOCK
+
+    private: set[str] = set()
+    bases = [*STOCK.values(), *LabelledSamples.__mro__, *ClassifiedSamples.__mro__, InfiniteDataLoader, LazyMosaic]
+    for base in {
+        base for kind in bases for base in kind.__mro__ if base.__module__.startswith(("ultralytics", "torch"))
+    }:
+        written = re.findall(r"self\.(_[a-z]\w*)", inspect.getsource(base))
+        private |= {name for name in (*vars(base), *written) if re.match("_[a-z]", name)}
+    assert "_do_train" in private
+    used = [
+        f"{module}:{node.lineno} {name}"
+        for module, tree in modules().items()
+        if module.startswith("kit.yolo.") and module != "kit.yolo.upstream"
+        for node in ast.walk(tree)
+        for name in names(node)
+        if name in private or (isinstance(node, ast.ImportFrom) and name.startswith("_"))
+    ]
+    assert used == []
+
+
+def names(node: ast.AST) -> list[str]:
+    """Return the names that a node uses as an attribute, defines, or imports from Ultralytics."""
+    if isinstance(node, ast.ImportFrom):
+        return [alias.name for alias in node.names] if str(node.module).startswith("ultralytics") else []
+    return [getattr(node, field) for field in ("attr", "name") if isinstance(getattr(node, field, None), str)]
 
 
 def test_bootstrap_and_errors_need_nothing_but_the_standard_library() -> None:

@@ -1,4 +1,4 @@
-"""Find the checkpoint to go on from, by content and never by modification time.
+"""Find the checkpoint to resume from, by content and never by modification time.
 
 A candidate counts when it is verified and belongs to the same run; among those the one of the latest branch wins, and
 of that the one with the most steps. Each gets a verdict that says why it was taken or not.
@@ -17,8 +17,8 @@ from kit.kaggle import session
 from kit.store import checkpoint
 from kit.store.checkpoint import LATEST, PREVIOUS, Summary
 
-LESS = "not as far as the one that is taken"
-ABANDONED = "abandoned"  # the suffix of a line that a branch was made from, until the branch has got further
+LESS = "fewer steps than the one that is taken"
+ABANDONED = "abandoned"  # the suffix of the newest checkpoint before a branch, until the branch has more steps
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Candidate:
 
     Attributes:
         path: Where it lies.
-        summary: What it holds, or None when it is no good checkpoint.
+        summary: What it holds, or None when it is damaged or none of the kit's.
         identity: What it was trained as: `task`, `names` (classes), `structure`, and more that `mismatch` looks at.
         config: The settings that it was trained with.
         problem: Why it is no good checkpoint, or an empty text.
@@ -49,11 +49,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a candidate.
+    """Whether a candidate is taken.
 
     Attributes:
         candidate: The candidate; verified when it was taken, or good enough to be.
-        taken: Whether a resume goes on from it.
+        taken: Whether to resume from it.
         reason: Why not, or an empty text.
     """
 
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
-    """Open every checkpoint within reach, the one with the most steps first; the good ones are still to be verified.
+    """Open every checkpoint within reach, most steps first; the good ones are still to be verified.
 
     Args:
         run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
@@ -79,7 +79,7 @@ def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
 
 
 def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: bool = True) -> Candidate:
-    """Say what one file holds, and whether every byte of it is good."""
+    """Inspect one file: what it holds, and whether every byte of it is good."""
     try:
         state = checkpoint.read(path, load, verify=verify)
         config = dict(state["config"])
@@ -100,10 +100,10 @@ def identify(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
-    """Decide which checkpoint to go on from: verified, of the same run, with the most steps.
+    """Decide which checkpoint to resume from: verified, of the same run, with the most steps.
 
-    What lies in the run folder decides which run that is: another one is not taken, however far it got. Where nothing
-    lies there, checkpoints of the same task, architecture and classes count, those with the same settings first.
+    The run folder decides which run that is: another one is not taken, whatever its steps. Where the folder is empty,
+    checkpoints of the same task, architecture and classes count, those with the same settings first.
 
     Args:
         config: The settings.
@@ -128,7 +128,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
     if own and (problem := mismatch(own, identity)):
         raise MismatchError(
             f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
-            "or start anew and keep the old run with --resume never."
+            "or start fresh and keep the old run with --resume never."
         )
     others = {found.path: _another(found, own, identity) for found in candidates if not found.problem}
     same = [found for found in candidates if others.get(found.path) == ""]
@@ -146,7 +146,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
 
 
 def changes(found: Candidate, config: Config) -> list[str]:
-    """Name the settings that were others when a good candidate was written, and that may not change by themselves."""
+    """List the settings that differ from a good candidate's and must not change silently."""
     return differences(from_dict(found.config), config)
 
 
@@ -159,7 +159,7 @@ def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) 
 
 
 def mismatch(candidate: Candidate, identity: dict[str, Any]) -> str:
-    """Say in which way a candidate is of another run; empty when it is of the same one.
+    """Return why a candidate is of another run; empty when it is of the same one.
 
     A model is what it is built of. Its name tells only where that is not known, because its file is not here or
     because another version of Ultralytics may build it otherwise.
@@ -182,7 +182,7 @@ def _short(value: Any) -> str:
 
 
 def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
-    """Yield the run's own checkpoints, then what was uploaded: its name may have got a number from the browser."""
+    """Yield the run's own checkpoints, then uploads, also under a browser's renamed copy."""
     for pattern in (LATEST, PREVIOUS, f"{LATEST}.{ABANDONED}*"):
         yield from sorted((run_folder / "checkpoints").glob(pattern))
     for name in (LATEST, PREVIOUS):

@@ -1,4 +1,4 @@
-"""The session's limit: when training has to leave."""
+"""The session's limit: when training has to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_RESERVE = 0.1  # share of the session that stopping early may cost
 
 
 class Deadline:
-    """The session's end: training leaves before it, in time for a slow step, a save and the notebook's last cells.
+    """The session's end: training stops before it, in time for a slow step, a save and the notebook's last cells.
 
     Args:
         hours: Length of the session in hours, or 'auto'.

@@ -1,4 +1,4 @@
-"""Every random number of a run, as a pure function of where it stands.
+"""Every random number of a run, as a pure function of the position.
 
 - The order of an epoch is f(seed, epoch).
 - The augmentation of a sample is f(seed, epoch, position): every generator is seeded just before the sample is made,
@@ -7,7 +7,7 @@
 - What the training process itself draws (multi-scale sizes, dropout) is f(seed, epoch, batch).
 
 So the number of workers, prefetching, validation, plots and restarts do not matter, there is no generator whose state
-would have to be carried over, and going to any batch costs nothing.
+would have to be saved, and seeking to any batch costs nothing.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class EpochOrder:
         shuffle: Off, every epoch goes from first to last.
 
     Attributes:
-        own: The ranks whose slices of a batch are wanted, out of `ranks`; None leaves batches whole.
+        my_slices: The numbers of the slices of each batch that are wanted, out of `slices`; None leaves batches whole.
     """
 
-    own: range | None = None
-    ranks = 1
+    my_slices: range | None = None
+    slices = 1
 
     def __init__(self, samples: int, batch_size: int, epochs: int, seed: int, shuffle: bool = True) -> None:
         self.samples, self.batch_size, self.epochs, self.seed, self.shuffle = samples, batch_size, epochs, seed, shuffle
@@ -97,12 +97,13 @@ class EpochOrder:
         return range(block * size, self.samples if last else (block + 1) * size)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Yield the batches from `start` to the end of the last epoch, or of each the slices of the `own` ranks."""
+        """Yield the batches from `start` to the end of the last epoch, or of each the slices `my_slices`."""
         first, skip = self.start
         for epoch in range(first, self.epochs):
             for at in range(skip * self.batch_size, self.samples, self.batch_size):
                 batch = [Sample(epoch, position) for position in range(at, min(at + self.batch_size, self.samples))]
-                yield batch if self.own is None else [cut(batch, rank, self.ranks) for rank in self.own]
+                wanted = self.my_slices
+                yield batch if wanted is None else [cut(batch, number, self.slices) for number in wanted]
             skip = 0
 
     @property
@@ -111,9 +112,9 @@ class EpochOrder:
         return self
 
 
-def cut(batch: list[Sample], rank: int, ranks: int) -> list[Sample]:
-    """Return one of the `ranks` slices of a batch: contiguous, as equal as can be, the first empty only if all are."""
-    first, last = (-(-len(batch) * number // ranks) for number in (rank, rank + 1))
+def cut(batch: list[Sample], number: int, slices: int) -> list[Sample]:
+    """Return one of the slices of a batch: contiguous, as equal as can be, the first empty only if all are."""
+    first, last = (-(-len(batch) * each // slices) for each in (number, number + 1))
     return batch[first:last]
 
 

@@ -1,9 +1,9 @@
-"""Whether a resume is exact: what a session saw after its last checkpoint, the next one has to see again.
+"""Whether a resume is exact: the losses that a session saw after its last checkpoint must come again in the next.
 
 A kill leaves batches that were trained after the newest checkpoint, and the next session trains them once more. A stop
 leaves none, so a few batches are trained after its save for this alone (`kit.receipt`), and thrown away. The running
 losses of an epoch after such a batch depend on all that an exact resume needs: weights, optimizer, learning rates, the
-order of the data, augmentation and random numbers. They are what `status.json` tells anyway, so they cost nothing.
+order of the data, augmentation and random numbers. `status.json` has them anyway, so they cost nothing.
 
 Not covered: the averaged weights and what validation finds; a stop during validation, and after an epoch's last batch.
 """
@@ -22,7 +22,7 @@ class Receipt:
     """The losses that a session saw after its newest checkpoint, and those that the one before had seen.
 
     Args:
-        before: The receipt of the session before, as it stands in `status.json`; nothing, or anything else, for none.
+        before: The receipt of the session before, from `status.json`; anything else counts as none.
         line: `run_id`, `branch` and `epochs`: what the losses are a function of, beside the step.
     """
 
@@ -35,7 +35,7 @@ class Receipt:
                 self.expected[entry[0]] = entry[1]
 
     def begin(self, step: int) -> None:
-        """Forget what lies before the place that this session goes on from."""
+        """Forget what precedes the step that this session resumes from."""
         self.began = step
         self.expected = {at: losses for at, losses in self.expected.items() if at > step}
 
@@ -45,7 +45,7 @@ class Receipt:
         Args:
             step: Batches since the beginning of the run.
             losses: By name.
-            saved: The step of the newest checkpoint on the disk; what lies before it is of no use.
+            saved: The step of the newest checkpoint on the disk; earlier losses are of no use.
         """
         self._seen = [(at, seen) for at, seen in self._seen if at > saved][: KEPT - 1]
         self._seen.append((step, plain(losses)))
@@ -55,8 +55,8 @@ class Receipt:
         """Compare with what the session before saw after this batch, where it took note of that.
 
         Returns:
-            None where there is nothing to tell yet; an empty text when all that there was is the same; else what
-            differs first.
+            None where there is nothing to report yet; an empty text when all losses were the same; else what differs
+            first.
         """
         if step not in self.expected:
             return None

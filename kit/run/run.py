@@ -1,4 +1,4 @@
-"""What a trainer needs to know of the run that it is part of."""
+"""One run in this session: what a training loop of any framework needs to know of it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from kit.parallel.ranks import Ranks
 from kit.run.limit import Deadline
 from kit.run.receipt import Receipt
 from kit.run.status import Status
-from kit.store.snapshot import Place
 from kit.store.writer import Writer
 
 
 class NoWriter(Writer):
-    """Of a process that does not lead: it has nothing to keep."""
-
-    def make(self, layout: dict[str, list[Place]]) -> None:
-        """Make no memory."""
+    """The writer of a process that is not the main one: it needs no memory and no room, and saves nothing."""
 
     def due(self, pause: bool = False) -> bool:
         """No save ever is."""
         return False
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save nothing."""
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    allocate = make_room = save = write_extra = _nothing
 
 
 @dataclass
@@ -42,20 +40,20 @@ class Run:
         folder: The run folder.
         identity: What tells this run from others, as `kit.yolo.resume.identify` has it.
         status: Where news goes.
-        stop: Returns why training has to stop now, or an empty text.
+        stop: Returns why to stop training now, or an empty text.
         limit: The session's end.
-        resumed: The checkpoint to go on from, or None; let go once it is taken up, for it holds its file open.
+        resumed: The checkpoint to resume from, or None; dropped once it is restored, for it holds its file open.
         source: The checkpoint's path.
-        settle: Brings it into the run folder once the model has taken it.
+        install: Brings it into the run folder once it is restored.
         run_id: Same for every session of the run.
         files: A hash of each file that the run's model began with.
         data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.data.check` has it.
-        branch: How often it was sent on from a given file; `branched` says that this session was.
+        branch: How often it was resumed from a given file; `branched` says that this session was.
         sessions: Where the sessions after the first began, in epochs.
         ranks: The processes that train together.
-        writer: Where checkpoints go; nowhere, where another process leads.
+        writer: Where checkpoints go; nowhere, except in the main process.
         receipt: The losses after the checkpoint, to be compared with those of the session before.
-        known: It was said why this session cannot be exact.
+        known: It was said why this session is not exact.
     """
 
     config: Config
@@ -67,7 +65,7 @@ class Run:
     limit: Deadline = field(default_factory=Deadline)
     ranks: Ranks = field(default_factory=Ranks)
     source: str = ""
-    settle: Callable[[], None] = lambda: None
+    install: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.sessions: list[float] = []
@@ -81,20 +79,20 @@ class Run:
         kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
         self.receipt = Receipt(self.status.values.get("receipt"), line)
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
-        kind = Writer if self.ranks.leads else NoWriter
+        kind = Writer if self.ranks.is_main else NoWriter
         self.writer = kind(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
 
     def not_exact(self, line: str) -> None:
-        """Say why this session cannot be exact."""
+        """Say why this session is not exact."""
         self.known = True
         self.status.say(line)
 
     def begin_session(self, progress: dict[str, Any], place: float) -> None:
-        """Note where this session begins: a part of the checkpoint, because each may lie on another machine."""
+        """Note where this session begins, for the checkpoint: each session may be on another machine."""
         self.sessions = [each for each in progress.get("sessions", ()) if each < place] + [place] * (place > 0)
 
     def close(self) -> None:
-        """Wait for what is still to be written, and say what the checkpoints have cost."""
+        """Wait for pending writes, and report what the checkpoints have cost."""
         self.writer.close()
         report = self.writer.report()
         self.status.update(now=True, **report)

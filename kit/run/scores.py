@@ -25,7 +25,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(best: Path) -> list[int]:
-    """Tell a best.pt from the one before."""
+    """Return what tells a best.pt from the one before."""
     state = best.stat()
     return [state.st_size, state.st_mtime_ns]
 

@@ -9,19 +9,19 @@ records, which makes `torch.save` cheap, and a section that is saved again by it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Sections = dict[str, list[Tensor]]
 ALIGNMENT = 64  # bytes, as PyTorch aligns the memory of a tensor
 
 
-class Place(NamedTuple):
-    """How a tensor lies in memory."""
+class TensorLayout(NamedTuple):
+    """How a tensor lies in memory, or is to lie."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -29,23 +29,23 @@ class Place(NamedTuple):
     device: torch.device
 
 
-class Home:
+class FlatBuffer:
     """Memory in which tensors lie side by side: one buffer per device and dtype, so that few copies copy them all.
 
     Args:
-        places: How the tensors lie, in the order in which they will lie side by side.
+        layouts: Of the tensors, in the order in which they will lie.
         staging: On the CPU, wherever the tensors are.
         pinned: Page-locked memory, which a GPU copies into by itself.
     """
 
-    def __init__(self, places: list[Place], staging: bool = False, pinned: bool = False) -> None:
-        self.places = places
+    def __init__(self, layouts: list[TensorLayout], staging: bool = False, pinned: bool = False) -> None:
+        self.layouts = layouts
         sizes: dict[tuple[torch.device, torch.dtype], int] = {}
         offsets = []
-        for place in places:
-            kind, step = (place.device, place.dtype), ALIGNMENT // place.dtype.itemsize
+        for layout in layouts:
+            kind, step = (layout.device, layout.dtype), ALIGNMENT // layout.dtype.itemsize
             offsets.append(-(-sizes.get(kind, 0) // step) * step)
-            sizes[kind] = offsets[-1] + place.shape.numel()
+            sizes[kind] = offsets[-1] + layout.shape.numel()
         self.buffers = {
             kind: torch.empty(
                 size, dtype=kind[1], device="cpu" if staging else kind[0], pin_memory=staging and pinned
@@ -53,12 +53,12 @@ class Home:
             for kind, size in sizes.items()
         }
         self.views = [
-            self.buffers[place.device, place.dtype].as_strided(place.shape, place.stride, offset)
-            for place, offset in zip(places, offsets, strict=True)
+            self.buffers[layout.device, layout.dtype].as_strided(layout.shape, layout.stride, offset)
+            for layout, offset in zip(layouts, offsets, strict=True)
         ]
         self._addresses = [view.data_ptr() for view in self.views]
 
-    def take_in(self, tensors: Sequence[Tensor]) -> None:
+    def adopt(self, tensors: Sequence[Tensor]) -> None:
         """Move tensors into this memory; they stay the same objects with the same values.
 
         Nothing is moved where two of them share memory, which has to stay so.
@@ -69,12 +69,38 @@ class Home:
             for one, view in away:
                 one.data = view.copy_(one.detach())
 
-    def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Tell whether it is these tensors that lie here, each in its place."""
+    def owns(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether these tensors still live in this buffer, each in its place."""
         return self._addresses == [tensor.data_ptr() for tensor in tensors]
 
 
-class Slot:
+class ModuleTensors:
+    """The tensors of a module's state dict, found without building one: training waits for them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places = [
+            (holder, key, prefix + key)
+            for prefix, each in _modules(module)
+            for holder in (each._parameters, each._buffers)
+            for key, value in holder.items()
+            if value is not None and key not in each._non_persistent_buffers_set
+        ]
+        self.names = [name for _, _, name in self._places]
+
+    def __call__(self) -> list[Tensor]:
+        """Return the tensors that have these names now."""
+        return [holder[key] for holder, key, _ in self._places]  # type: ignore[misc]
+
+
+def _modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and those in it in the order of its state dict, a shared one under each of its names."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _modules(child, f"{prefix}{name}.")
+
+
+class StagingBuffer:
     """Memory for one snapshot, made once and used again and again.
 
     Args:
@@ -83,36 +109,38 @@ class Slot:
 
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned
-        self._staged: dict[str, Home] = {}
+        self._staged: dict[str, FlatBuffer] = {}
         self._seen: dict[str, list[ref[Tensor]]] = {}
 
-    def make(self, layout: dict[str, list[Place]]) -> None:
-        """Make the memory for sections that lie like this, and touch it: the first touch is the slow one."""
-        for name, places in layout.items():
-            if places and (name not in self._staged or self._staged[name].places != places):
-                self._staged[name] = Home(places, staging=True, pinned=self._pinned)
+    def allocate(self, layout: dict[str, list[TensorLayout]]) -> None:
+        """Allocate memory for sections of these layouts, and touch it: the first touch is the slow one."""
+        for name, layouts in layout.items():
+            if layouts and (name not in self._staged or self._staged[name].layouts != layouts):
+                self._staged[name] = FlatBuffer(layouts, staging=True, pinned=self._pinned)
                 self._seen.pop(name, None)
 
-    def copy(self, sections: Sections, homes: dict[str, Home] | None = None) -> tuple[Sections, Callable[[], float]]:
-        """Copy tensors into this memory, which is made anew where it does not fit.
+    def copy(
+        self, sections: Sections, buffers: dict[str, FlatBuffer] | None = None
+    ) -> tuple[Sections, Callable[[], float]]:
+        """Copy tensors into this memory, which is allocated again where it does not fit.
 
         Args:
             sections: The tensors of each section, on the CPU or on a GPU.
-            homes: Where those of some sections were taken in; those that do not lie there any more are copied singly.
+            buffers: That adopted the tensors of some sections; those that have left theirs are copied one by one.
 
         Returns:
-            Their copies, and a function that waits until a GPU has delivered them and returns the seconds that it
-            was kept from training.
+            Their copies, and a function that waits until the copies are there and returns the seconds of GPU time that
+            they took.
         """
         staged: Sections = {}
         copies: list[Tensor] = []
         sources: list[Tensor] = []
         for name, tensors in sections.items():
-            home = (homes or {}).get(name)
-            if home is not None and home.holds(tensors):
-                self.make({name: home.places})
+            flat = (buffers or {}).get(name)
+            if flat is not None and flat.owns(tensors):
+                self.allocate({name: flat.layouts})
                 copies += self._staged[name].buffers.values()
-                sources += home.buffers.values()
+                sources += flat.buffers.values()
             elif tensors:
                 self._prepare(name, tensors)
                 copies += self._staged[name].views
@@ -128,16 +156,16 @@ class Slot:
     def _prepare(self, name: str, tensors: list[Tensor]) -> None:
         seen = self._seen.get(name, ())
         if len(seen) != len(tensors) or any(one() is not other for one, other in zip(seen, tensors, strict=True)):
-            self.make({name: [place(tensor) for tensor in tensors]})
+            self.allocate({name: [layout_of(tensor) for tensor in tensors]})
             self._seen[name] = [ref(tensor) for tensor in tensors]
 
 
-def place(tensor: Tensor) -> Place:
-    """Tell how a tensor lies (channels_last stays so), unless it leaves gaps or overlaps: then how a copy would."""
+def layout_of(tensor: Tensor) -> TensorLayout:
+    """Return a tensor's layout, channels_last for one; that of a copy where it has gaps or overlaps itself."""
     device = tensor.device
     if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
         tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    return Place(tensor.shape, tensor.dtype, tensor.stride(), device)
+    return TensorLayout(tensor.shape, tensor.dtype, tensor.stride(), device)
 
 
 def _mark() -> torch.cuda.Event:

@@ -23,7 +23,7 @@ from kit.errors import StorageError
 from kit.store import checkpoint, disk as storage
 from kit.store.checkpoint import BEST, LATEST, PREVIOUS
 from kit.store.disk import DISK, Disk
-from kit.store.snapshot import Home, Place, Sections, Slot
+from kit.store.snapshot import FlatBuffer, Sections, StagingBuffer, TensorLayout
 
 SLOTS = 2
 SPARE = ("downloads/*.pt", f"checkpoints/{PREVIOUS}")  # in the run folder: what gives way to a save, the first first
@@ -60,7 +60,7 @@ class Writer:
         self._problems = {LATEST: "", BEST: ""}
         self.position: dict[str, Any] | None = None
         self.best_map: float | None = None
-        self._slots = [(Slot(pinned), _done()) for _ in range(SLOTS)]  # the next one first
+        self._slots = [(StagingBuffer(pinned), _done()) for _ in range(SLOTS)]  # the next one first
         self._pool = ThreadPoolExecutor(1, "writer")
         self._began = self._last = time.monotonic()
         self._late = False
@@ -69,9 +69,17 @@ class Writer:
         """Count cost and intervals from here on: training starts."""
         self._began = self._last = time.monotonic()
 
-    def make(self, layout: dict[str, list[Place]]) -> None:
+    def make_room(self, size: int) -> None:
+        """Make sure, before training starts, that the disk has room for so many bytes.
+
+        Raises:
+            StorageError: It has not.
+        """
+        storage.make_room(self.folder.parent, size, self.disk)
+
+    def allocate(self, layout: dict[str, list[TensorLayout]]) -> None:
         """Have the memory for snapshots made in the background, before it is needed."""
-        self._slots = [(slot, self._pool.submit(slot.make, layout)) for slot, _ in self._slots]
+        self._slots = [(slot, self._pool.submit(slot.allocate, layout)) for slot, _ in self._slots]
 
     @property
     def problem(self) -> str:
@@ -139,7 +147,7 @@ class Writer:
         self,
         sections: Sections,
         build: Callable[[Sections], dict[str, Any]],
-        homes: dict[str, Home] | None = None,
+        buffers: dict[str, FlatBuffer] | None = None,
         best: dict[str, Any] | None = None,
         wait: bool = False,
         began: float | None = None,
@@ -149,7 +157,7 @@ class Writer:
         Args:
             sections: The tensors, by section of the checkpoint.
             build: Makes the checkpoint of their copies, in the writing thread.
-            homes: Where the tensors of some sections lie together.
+            buffers: That hold the tensors of some sections together.
             best: Publish the snapshot as `best.pt` first, with these entries beside; return when that is on the disk.
             wait: Return when `latest.pt` is on the disk.
             began: When training began to be held, by `time.monotonic()`; default now.
@@ -162,7 +170,7 @@ class Writer:
         if not isinstance(error := job.exception(), StorageError | None):
             raise error
         copying = time.monotonic()
-        staged, delivered = slot.copy(sections, homes)
+        staged, delivered = slot.copy(sections, buffers)
         copied = time.monotonic() - copying
         waited = []
         if best is not None:
@@ -192,7 +200,7 @@ class Writer:
         storage.make_room(storage.make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
         storage.publish(path, lambda file: checkpoint.write(state, file))
 
-    def aside(self, path: Path, state: dict[str, Any], size: int) -> None:
+    def write_extra(self, path: Path, state: dict[str, Any], size: int) -> None:
         """Publish a file that no resume needs, after what is being written; a full disk does without it.
 
         Args:

@@ -9,11 +9,11 @@ from kit.parallel.world import World
 
 
 def prepare() -> None:
-    """Keep Ultralytics quiet and at home; call it before the first import of ultralytics.
+    """Keep Ultralytics offline, silent and inside scratch; call it before the first import of ultralytics.
 
     Its settings and downloads go to scratch, it does not look for the internet, a model file is read through its
     allow-list of classes, and each of several processes looks like the only one, with settings of its own. A variable
-    that is set already is left alone, but for the last two.
+    that is set already is kept, except for the last two.
     """
     home = scratch()
     if number := World.current().local_rank:

@@ -111,7 +111,7 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> DataSet:
-    """Return the data set to measure on: the one that was given, else the run's own.
+    """Return the data set to measure on: the given one, else the run's own.
 
     What the default config names was not given; it counts where the run's own is no longer where it was.
 
@@ -135,7 +135,7 @@ def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> Dat
 def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: DataSet) -> dict[str, Any]:
     """Return what training's validator had as arguments: all of the run's settings, and what set-up made of them.
 
-    Below them stands what a validation of its own would do otherwise than one in training.
+    The last ones are what a separate validation would do otherwise than one in training.
     """
     task, loop = state["architecture"]["task"], state["loop"]
     return {
@@ -154,7 +154,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
 
 
 def _contents(dataset: DataSet, run: Config, task: str) -> Any:
-    """Return what tells a data set from others, wherever it lies; its name where Ultralytics fetches it."""
+    """Return a data set's fingerprint, wherever it is; its name where Ultralytics downloads it."""
     report = check.check(
         dataset,
         task,

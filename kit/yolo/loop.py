@@ -1,4 +1,4 @@
-"""The training loop: Ultralytics' arithmetic in Ultralytics' order, with a position that can be saved and taken up.
+"""The training loop: Ultralytics' arithmetic in Ultralytics' order, with a position that can be saved and restored.
 
 It stands in place of `BaseTrainer._do_train`, step by step the same, so that with the same data the weights are the
 same to the bit. On purpose it differs in this:
@@ -26,25 +26,18 @@ from kit.run import order
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
 from kit.store import checkpoint, disk
-from kit.yolo import state
-from kit.yolo.capture import Snapshot
+from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
-from kit.yolo.reporting import Saving
-from kit.yolo.resume import fitting
+from kit.yolo.state import TrainerState
+from kit.yolo.upstream import OwnLoop
 
 
-class Resumable(Recovery, Saving):
-    """Mixin over one of Ultralytics' trainers; it goes on from wherever `run.resumed` stands."""
+class Resumable(Recovery, OwnLoop):
+    """Mixin over one of Ultralytics' trainers; it resumes from wherever `run.resumed` stands."""
 
     def __init__(self, run: Run, overrides: dict[str, Any], callbacks: dict[str, Any] | None = None) -> None:
-        self.run = run
-        self.epoch = self.batch = self.global_step = 0
-        self.last_opt_step, self.oom_retries = -1, 0
-        self.advanced = False  # in this session
-        self.best_map: float | None = None
-        self.history: list[dict[str, float]] = []
-        self._failures = set()
-        self.loss_items: Any = None
+        self.run, self.epoch, self.history, self._failures = run, 0, [], set()
+        self.loss_items = None
         super().__init__(overrides=overrides, _callbacks=callbacks)
         if "workers" in overrides:
             self.args.workers = overrides["workers"]  # Ultralytics takes it to 0 on a CPU
@@ -54,16 +47,18 @@ class Resumable(Recovery, Saving):
         self.wdir = run.writer.folder
         self.last, self.best = self.wdir / checkpoint.LATEST, self.wdir / checkpoint.BEST
         for event in ("on_val_batch_start", "on_val_end"):
-            self.add_callback(event, lambda _: self._stop_if_asked())
+            self.add_callback(event, lambda _: self.poll_stop())
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Ultralytics' own resume is not used; with `args.resume` set it leaves results.csv where it is."""
         self.resume = self.args.resume = self.run.resumed is not None
 
-    def _do_train(self) -> None:
-        self._setup_train()
-        self._make_room()
-        self._take_up()
+    def run_loop(self) -> None:
+        """Set up, restore, train and evaluate."""
+        self.set_up()
+        self.state = TrainerState(self)
+        self._check_room()
+        self._begin()
         try:
             self.run_callbacks("on_train_start")
             while not self.stop and self.epoch < self.epochs:
@@ -71,7 +66,7 @@ class Resumable(Recovery, Saving):
                     self._end_epoch()
             self.stop, self.epoch = True, self.epoch - 1  # the last epoch, for callbacks and plots
             self.run.status.update(now=True, state="evaluating")
-            self.final_eval()
+            self.on_main(self.final_eval)
             if self.args.plots:
                 self.plot_metrics()
             self.run_callbacks("on_train_end")
@@ -80,57 +75,54 @@ class Resumable(Recovery, Saving):
             for loader in (self.train_loader, self.test_loader):
                 loader.close()
 
-    def _take_up(self) -> None:
-        """Stand where the checkpoint stands, or at the beginning."""
+    def _begin(self) -> None:
+        """Begin where the checkpoint stands, or at the start."""
         self.optimizer.zero_grad()
         elapsed, resumed = 0.0, self.run.resumed
         if resumed is not None:
             with fitting(self.run.source):
-                state.restore(self, resumed, changed=bool(differences(from_dict(resumed["config"]), self.run.config)))
-                self._find_place(resumed)
+                changed = differences(from_dict(resumed["config"]), self.run.config)
+                self.state.load_state_dict(resumed, changed=bool(changed))
+                self._restore_position(resumed)
                 self.run.begin_session(resumed["progress"], self.epoch + self.batch / len(self.train_loader))
                 elapsed = resumed["progress"]["elapsed_s"]
                 if self.epoch and self.fitness is not None:
                     self.stop = self.epoch - self.stopper.best_epoch >= self.stopper.patience
-            self.run.settle()
+            self.run.install()
             self.run.writer.position = {"epoch": resumed["epoch"], **resumed["progress"]}
             self.run.receipt.begin(resumed["progress"]["global_step"])
             self._write_results()
             self._compare(resumed)
-        self.epoch_time_start = time.monotonic()  # a clock that nobody sets back
+        self.epoch_time_start = time.monotonic()
         self.train_time_start = self.epoch_time_start - elapsed
         if self.args.close_mosaic:
             self.plot_idx += [(self.epochs - self.args.close_mosaic) * len(self.train_loader) + i for i in range(3)]
-        self.snapshot = Snapshot(self)
-        self.run.writer.make(self.snapshot.settle())
-        self._seek()
+        self.run.writer.allocate(self.state.move_together())
+        self.seek()
         self._announce()
         if self.run.branched:
             self._save(self.epoch, self.batch)  # a kill does not undo the decision
-        self.run.resumed, self.run.settle = None, lambda: None
+        self.run.resumed, self.run.install = None, lambda: None
         self.run.writer.start()
 
     def optimizer_step(self) -> None:
-        """Step as Ultralytics does; after the first one it is known how much the optimizer keeps."""
+        """Step as Ultralytics does; only after the first one it is known how much the optimizer keeps."""
         first = not self.optimizer.state
         super().optimizer_step()
         if first:
-            self.run.writer.make(self.snapshot.settle())
+            self.run.writer.allocate(self.state.move_together())
 
-    def _find_place(self, resumed: dict[str, Any]) -> None:
-        """Turn the checkpoint's position into batches of today, which may hold more or fewer samples.
+    def _restore_position(self, resumed: dict[str, Any]) -> None:
+        """Convert the checkpoint's position into batches of today, which may hold more or fewer samples.
 
-        Then a few samples of the epoch are seen twice; gradients in flight go on for as many batches as they had left.
+        Then a few samples of the epoch are seen twice; gradients in flight stay so for as many batches as they had
+        left.
         """
         progress, batches = resumed["progress"], len(self.train_loader)
         in_flight = progress["batch"] + progress["batches"] * resumed["epoch"] - self.last_opt_step
         self.epoch = resumed["epoch"]
         self.batch = min(progress["batch"] * resumed["loop"]["decided"]["batch"] // self.batch_size, batches)
         self.last_opt_step = self.batch + batches * self.epoch - in_flight
-
-    def _seek(self) -> None:
-        self.train_loader.reset()
-        self.train_loader.batch_sampler.start = (self.epoch, self.batch)
 
     def _train_epoch(self) -> bool:
         """Train from the current batch to the end of the epoch; False when the epoch has to be started again."""
@@ -140,22 +132,22 @@ class Resumable(Recovery, Saving):
                 warnings.simplefilter("ignore")  # the scheduler steps before the optimizer's first step
                 self.scheduler.step()
             self.tloss = None
-        self._model_train()
+        self.train_mode()
         batches = len(self.train_loader)
         for i, batch in zip(range(self.batch, batches), self.train_loader, strict=False):
             self.run_callbacks("on_train_batch_start")
             try:
-                batch = self._gradients(i, batch)
+                batch = self._run_batch(i, batch)
             except RuntimeError as error:
                 self._halve_batch(error)
                 return False
             self._step_if_due(i)
-            self.batch, self.global_step, self.advanced = i + 1, self.global_step + 1, True
+            self.batch, self.global_step, self.progressed = i + 1, self.global_step + 1, True
             if self.args.plots and i + batches * self.epoch in self.plot_idx:
                 self.plot_training_samples(batch, i + batches * self.epoch)
             self.run_callbacks("on_train_batch_end")
             self._report()
-            self._stop_if_asked()
+            self.poll_stop()
             if self.run.writer.due(pause=i + 1 == batches):
                 self._save(self.epoch, i + 1)
             if self.stop:
@@ -163,38 +155,38 @@ class Resumable(Recovery, Saving):
         self.oom_retries = 0
         return True
 
-    def _gradients(self, i: int, batch: Any) -> Any:
-        """Run a batch, whose random numbers are a function of its place; return it as it went in."""
+    def _run_batch(self, i: int, batch: Any) -> Any:
+        """Run a batch, whose random numbers are a function of its position; return it as it went in."""
         batches = len(self.train_loader)
         self._warm_up(i + batches * self.epoch, batches)
         order.seed_all(order.mix("batch", self.args.seed, self.epoch, i), cuda=True)
-        return self._forward_backward(i, batch)
+        return self.forward_backward(i, batch)
 
     def _step_if_due(self, i: int) -> None:
-        """Let the optimizer step, when gradients of enough batches have come together."""
+        """Step the optimizer when gradients of enough batches are accumulated."""
         step = i + len(self.train_loader) * self.epoch
         if step - self.last_opt_step >= self.accumulate:
             self.optimizer_step()
             self.last_opt_step = step
 
-    def _look_ahead(self) -> None:
+    def look_ahead(self) -> None:
         """After the save of a stop, train a few batches more, for the next session to compare itself with."""
         if self.stop or self.batch == len(self.train_loader):
             return
         run, step = self.run, self.global_step
         wanted = min(run.config.kit.receipt * self.accumulate, len(self.train_loader) - self.batch)
-        last = self.batch + run.ranks.share(lambda: int(min(wanted, AHEAD_S / run.limit.step_s)))
+        last = self.batch + run.ranks.broadcast(lambda: int(min(wanted, AHEAD_S / run.limit.step_s)))
         self._ahead = True
         with suppress(RuntimeError, DiedError):  # memory is full, a worker is gone, no batch comes: there is no receipt
             for i, batch in zip(range(self.batch, last), self.train_loader, strict=False):
-                self._gradients(i, batch)
+                self._run_batch(i, batch)
                 self._step_if_due(i)
                 step += 1
-                run.status.update(receipt=run.receipt.note(step, self.tloss, self.global_step))
+                run.status.update(receipt=run.receipt.note(step, self.tloss or {}, self.global_step))
 
     def _warm_up(self, step: int, batches: int) -> None:
         """Bring learning rates, momentum and accumulation to their targets over the first batches."""
-        length = self._get_warmup_iterations(batches)
+        length = self.warmup_batches(batches)
         if not length or step > length:
             return
         nominal = max(round(self.args.nbs / self.batch_size), 1)
@@ -208,48 +200,67 @@ class Resumable(Recovery, Saving):
                 ends = [self.args.warmup_momentum, self.args.momentum]
                 group["momentum"] = float(numpy.interp(step, [0, length], ends))
 
-    def _forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
+    def forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
+        """Add the gradients of a batch, or of a slice of one, to those that are there.
+
+        Args:
+            i: The batch's number within the epoch.
+            batch: As the loader has it.
+            share: What the loss counts for in that of the whole batch.
+
+        Returns:
+            The batch as it went into the model.
+        """
         with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
             batch = self.preprocess_batch(batch)
-            loss, self.loss_items = self.model(batch)
-            self.loss = loss.sum()
+            loss, items = self.model(batch)
+            self.loss, self.loss_items, means = loss.sum(), items, self.tloss
             if not self.loss_names:
-                self.loss_names = tuple(self.loss_items)
+                self.loss_names = tuple(items)
                 self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
             self.tloss = (
-                self.loss_items
-                if self.tloss is None
-                else {name: (self.tloss[name] * i + value) / (i + 1) for name, value in self.loss_items.items()}
+                items if means is None else {name: (means[name] * i + value) / (i + 1) for name, value in items.items()}
             )
         self.scaler.scale(self.loss if share == 1.0 else self.loss * share).backward()
         self.loss = self.loss.detach()
         return batch
 
     def _end_epoch(self) -> None:
-        """Validate, log and save: what follows the last batch of an epoch."""
+        """Validate, log and save in the main process; the others follow where it goes on from."""
+        ranks = self.run.ranks
+        self.on_main(self._finish_epoch)
+        self.stop, best = ranks.broadcast(lambda: (self.stop, self.rolled_back))
+        if not ranks.is_main:
+            self._update_criterion()
+            self.epoch, self.batch = self.epoch + 1, 0
+            if best is not None:
+                self._roll_back(best)
+        self.rolled_back = None
+
+    def _finish_epoch(self) -> None:
         self.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         self.run_callbacks("on_train_epoch_end")
         self.ema.update_attr(self.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
         self._mend_average()
         final = self.epoch + 1 >= self.epochs
         if self.args.val or final or self.stopper.possible_stop or self.stop:
-            self._clear_memory(None if self.device.type == "mps" else 0.5)
+            self.free_memory(None if self.device.type == "mps" else 0.5)
             self.run.status.update(now=True, state="validating")
             self.metrics, self.fitness = self._validated(self.validate)
-            self.advanced = True
+            self.progressed = True
         self._update_criterion()  # after validation, so that one that was abandoned can be repeated
-        if self._handle_nan_recovery(self.epoch):
+        if self._recover_from_nan():
             return
         self.save_metrics({**self.label_loss_items(self.tloss), **self.metrics, **self.lr})
         self.stop |= self.stopper(self.epoch + 1, self.fitness) or final
         self._save_epoch()
-        self._tell_saves()
+        self._report_saves()
         self.run_callbacks("on_model_save")
         now = time.monotonic()
         self.epoch_time, self.epoch_time_start = now - self.epoch_time_start, now
         self._report_epoch()
         self.run_callbacks("on_fit_epoch_end")
-        self._clear_memory(None if self.device.type == "mps" else 0.5)
+        self.free_memory(None if self.device.type == "mps" else 0.5)
         self.epoch, self.batch = self.epoch + 1, 0
 
     def _update_criterion(self) -> None:

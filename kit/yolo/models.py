@@ -21,7 +21,6 @@ from torch import Tensor, nn, serialization
 from ultralytics.cfg import DEFAULT_CFG
 from ultralytics.nn.tasks import (
     ClassificationModel,
-    _SafeLoad,
     guess_model_task,
     torch_safe_load,
     yaml_model_load,
@@ -32,13 +31,14 @@ from kit.errors import CheckpointError, ModelError
 from kit.store import archive, disk
 from kit.store.checkpoint import shapes
 from kit.yolo.tasks import STOCK
+from kit.yolo.upstream import allowing_models
 
 INPUT_WIDTH = re.compile(r"\.(one2one_)?cv3\.0\.2\.weight$")  # of the last convolution of a class branch
 
 
 def open_checkpoint(file: Path | io.BytesIO) -> Any:
     """Open a file that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
-    with _SafeLoad.loading(file):
+    with allowing_models(file):
         if isinstance(file, io.BytesIO):
             archive.look_through(file)
             file.seek(0)

@@ -1,4 +1,4 @@
-"""Mosaic that draws only what is looked at, bit for bit the same.
+"""Mosaic that draws only what is used, bit for bit the same.
 
 Ultralytics fills a canvas of twice the image size and then looks at a part of it: where the affine map of the next
 step falls. Here that map is known before a pixel is drawn, and the canvas, which is used again and again, is filled
@@ -65,7 +65,7 @@ class LazyPerspective(RandomPerspective):  # type: ignore[misc]
 
 
 def make_lazy(transforms: Compose) -> Compose:
-    """Put the lazy pair in place of Ultralytics' Mosaic and RandomPerspective where nothing looks in between."""
+    """Replace Ultralytics' Mosaic and RandomPerspective by the lazy pair where no step between them uses the image."""
     first = transforms.transforms[0] if transforms.transforms else None
     if not isinstance(first, Compose):
         return transforms

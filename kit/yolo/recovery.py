@@ -1,8 +1,8 @@
-"""What training does when the GPU's memory is full, or when the loss is not a number.
+"""Recovery when the GPU's memory is full, or when the loss is NaN or inf.
 
-Both go on from a place that is a function of the run and not of the clock, so a run that was killed on the way
-recovers as one that was not: Ultralytics looks at the session's first epoch and at the last file that it wrote, and
-here that would be wherever the last kill happened to fall.
+Both resume from a position that is a function of the run and not of the clock, so a run that was killed meanwhile
+recovers as one that was not: Ultralytics looks at the session's first epoch and at the last file that it wrote, which
+here would depend on where the last kill fell.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from kit.errors import CheckpointError, KitError
 from kit.store import checkpoint, disk
-from kit.yolo import models, state
-from kit.yolo.setup import Setup
+from kit.yolo import models
+from kit.yolo.reporting import Reporting
 
-ATTEMPTS = 3  # halvings of the batch, and ways back from a loss that is not a number
+ATTEMPTS = 3  # halvings of the batch, and rollbacks from a loss that is NaN or inf
 OUT_OF_MEMORY = (  # in lower case
     "out of memory",
     "cublas_status_alloc_failed",
@@ -27,20 +27,14 @@ OUT_OF_MEMORY = (  # in lower case
 )
 
 
-class Recovery(Setup):
+class Recovery(Reporting):
     """Mixin over the loop: half the batch, or back to the best model."""
-
-    loss: Any
-    oom_retries: int
-    nan_recovery_attempts: int
-    global_step: int
-    average_is_finite = True
 
     def _halve_batch(self, error: RuntimeError) -> None:
         """Start the first epoch again with half the batch when the GPU's memory is full, as Ultralytics does.
 
-        Ultralytics does so in the first epoch of every session; here it is that of the run, and the batch that was
-        found holds for the whole of it.
+        Ultralytics does so in the first epoch of every session; here it is the first of the run, and the batch size is
+        kept for all of it.
 
         Raises:
             KitError: Memory is full in a later epoch, again after three halvings, or with an image in each slice.
@@ -48,10 +42,10 @@ class Recovery(Setup):
         """
         if not out_of_memory(error):
             raise error
-        if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.logical:
+        if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.slices:
             raise KitError(
                 f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
-                f"imgsz={self.args.imgsz}. Is another program using it? Else go on with a smaller batch (no longer "
+                f"imgsz={self.args.imgsz}. Is another program using it? Else resume with a smaller batch (no longer "
                 f"exact): --resume {self.last} batch={max(self.batch_size // 2, 1)}."
             ) from error
         self.oom_retries += 1
@@ -59,18 +53,17 @@ class Recovery(Setup):
         self.run.status.say(f"Out of memory: the epoch starts again with batch={self.batch_size}")
         self.loss = self.loss_items = self.tloss = None
         self.train_loader.close()
-        self._clear_memory()
-        self._build_train_pipeline()
+        self.free_memory()
+        self.build_pipeline()
         self.validator.dataloader = self.test_loader
         self.scheduler.last_epoch, self.last_opt_step, self.batch = -1, -1, 0
         self.optimizer.zero_grad()
-        self._seek()
+        self.seek()
 
     def _mend_average(self) -> None:
-        """Take from the model what has become infinite or no number in its average, where it would stay for good.
+        """Replace what is NaN or inf in the average by the model's own, as Ultralytics does on saving.
 
-        As Ultralytics does when it saves. Where the model's own is not finite either, the run goes back as from a loss
-        that is not a number.
+        Where the model's own is not finite either, the run rolls back as from a loss that is NaN or inf.
         """
         model, average = unwrap_model(self.model).state_dict(), self.ema.ema.state_dict()
         bad = [name for name, value in average.items() if not torch.isfinite(value).all()]
@@ -84,14 +77,14 @@ class Recovery(Setup):
                 f"{self.epoch + 1}: they were taken from the model itself"
             )
 
-    def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Go back to the best model when the loss or the fitness is not a number, three times at most in a run.
+    def _recover_from_nan(self) -> bool:
+        """Roll back to the best model when the loss or the fitness is NaN or inf, three times at most in a run.
 
-        As in Ultralytics, the averaged weights go on as the raw ones. Ultralytics goes back to its last file; here
-        that is written by the clock, while `best.pt` is a function of the run.
+        As in Ultralytics, the averaged weights become the raw ones. Ultralytics goes back to its last file; here that
+        is written by the clock, while `best.pt` is a function of the run.
 
         Returns:
-            Whether training goes on from another place.
+            Whether the run was rolled back.
 
         Raises:
             KitError: It did not help.
@@ -99,23 +92,23 @@ class Recovery(Setup):
         numbers = [float(value) for value in (self.loss, self.fitness) if value is not None]
         if self.average_is_finite and all(map(math.isfinite, numbers)):
             return False
-        self.nan_recovery_attempts += 1
+        self.nan_recovery_attempts, epoch = self.nan_recovery_attempts + 1, self.epoch + 1
         advice = f"try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}"
         if self.nan_recovery_attempts > ATTEMPTS:
-            raise KitError(f"The loss is not a number in epoch {epoch + 1}, for the fourth time in this run: {advice}.")
+            raise KitError(f"Loss is NaN or inf in epoch {epoch}, for the fourth time in this run: {advice}.")
         best = self._read_best()
         if best is None:
-            self.run.status.say("WARNING: The loss is not a number, and there is no best.pt to go back to")
+            self.run.status.say("WARNING: Loss is NaN or inf, and there is no best.pt to roll back to")
             return False
-        self._go_back(best)
+        self._roll_back(best)
         self.run.status.say(
-            f"The loss is not a number in epoch {epoch + 1}: going back to the best model, of epoch {self.epoch} "
+            f"Loss is NaN or inf in epoch {epoch}: rolled back to the best model, of epoch {self.epoch} "
             f"(attempt {self.nan_recovery_attempts}/{ATTEMPTS})"
         )
         return True
 
     def _read_best(self) -> dict[str, Any] | None:
-        """Return `best.pt`; None where there is none. One that is no good is said and set aside."""
+        """Return `best.pt`; None where there is none. A damaged one is reported and set aside."""
         if not self.best.exists():
             return None
         try:
@@ -125,18 +118,18 @@ class Recovery(Setup):
             self.run.status.say(f"It was set aside as {disk.set_aside(self.best).name}")
             return None
 
-    def _go_back(self, saved: dict[str, Any]) -> None:
-        attempts, steps = self.nan_recovery_attempts, self.global_step
-        state.restore(self, saved)
+    def _roll_back(self, saved: dict[str, Any]) -> None:
+        attempts, steps, self.rolled_back = self.nan_recovery_attempts, self.global_step, saved
+        self.state.load_state_dict(saved)
         self.nan_recovery_attempts, self.global_step = attempts, steps  # neither ever goes back
         self.model.load_state_dict(saved["ema_state_dict"])
         self.optimizer.zero_grad()
         self.epoch, self.batch, self.last_opt_step = saved["epoch"], 0, -1
-        self._seek()
+        self.seek()
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error of torch's says that the GPU's memory is full."""
+    """Tell whether an error of torch's means that the GPU's memory is full."""
     return any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 

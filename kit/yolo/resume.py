@@ -1,10 +1,9 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run resumes from, and how it is brought into the run folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from kit.run.status import Status, duration, read as news
 from kit.store import checkpoint, disk, peek
 from kit.store.checkpoint import BEST, LATEST, PREVIOUS
 from kit.yolo import models, stock
+from kit.yolo.fitting import check, fitting
 from kit.yolo.models import open_best, open_checkpoint
-from kit.yolo.recovery import out_of_memory
-from kit.yolo.state import check
 from kit.yolo.tasks import STOCK
 
 UPLOADED = BEST.replace(".", "*.")  # a browser may have given it a number
-SHOWN = 3  # checkpoints that are said not to be taken; `find` lists them all
+SHOWN = 3  # checkpoints that are reported as not taken; `find` lists them all
 
 
 def task_of(config: Config, resume: str = "auto") -> str:
@@ -93,7 +91,7 @@ def identify(config: Config, dataset: find.DataSet, task: str) -> dict[str, Any]
 
 
 def choose(config: Config, resume: str, identity: dict[str, Any], status: Status) -> Candidate | None:
-    """Return the checkpoint to go on from, or None to start at the beginning; `settle` brings it into the run folder.
+    """Return the checkpoint to resume from, or None to start at the beginning; `install` brings it into the run folder.
 
     Raises:
         CheckpointError: The file that was asked for is no good checkpoint.
@@ -110,14 +108,14 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     if changed and resume == "auto":
         raise MismatchError(
             f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
-            f"Go on with the new ones: --resume {found.path}. Start anew and keep the old run: --resume never."
+            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never."
         )
     best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
     age = duration(time.time() - found.summary.saved)
     status.say(f"Found checkpoint: {found.path} ({found.summary.position}{best}, saved {age} ago)")
     status.say(f"Resuming from checkpoint: {found.path}")
     if changed:
-        status.say(f"Not exact from here on, the settings changed: {'; '.join(changed)}")
+        status.say(f"No longer bit-exact, the settings changed: {'; '.join(changed)}")
     began = state["architecture"].get("files") or {}
     if other := [name for name in began if identity["files"].get(name, began[name]) != began[name]]:
         status.say(
@@ -131,27 +129,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     return found
 
 
-@contextmanager
-def fitting(path: str) -> Iterator[None]:
-    """Say in one sentence that what is done here with a checkpoint's state cannot be done.
-
-    Raises:
-        CheckpointError: It cannot, for any reason but a full GPU.
-    """
-    try:
-        yield
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken: detach it or move it "
-            "away, or start anew with --resume never."
-        ) from error
-
-
-def settle(config: Config, found: Candidate, status: Status) -> None:
-    """Bring a checkpoint that the model has taken into the run folder, and its best model.
+def install(config: Config, found: Candidate, status: Status) -> None:
+    """Bring a checkpoint that was restored into the run folder, and its best model.
 
     Raises:
         StorageError: There is no room.
@@ -161,7 +140,7 @@ def settle(config: Config, found: Candidate, status: Status) -> None:
     if branched and latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
         disk.link_or_copy(latest, kept)
-        status.say(f"Where the run stood is kept as {kept.name} until this branch has got further")
+        status.say(f"The run's newest checkpoint is kept as {kept.name} until this branch has more steps")
     if found.path.parent != folder:
         arriving = folder / f".{LATEST}{disk.TEMPORARY}"
         disk.make_room(folder, found.path.stat().st_size)
@@ -174,10 +153,10 @@ def settle(config: Config, found: Candidate, status: Status) -> None:
 
 
 def _branch(found: Candidate, changed: bool, config: Config) -> None:
-    """Note that the run was sent on from this checkpoint, where another one would be taken, or with other settings.
+    """Note that the run was resumed from this checkpoint where another one would be taken, or with other settings.
 
-    That is a decision: it is part of each checkpoint from here on, and counts more than steps. Where the run stood is
-    kept under a name of its own until the branch has got further (`settle`).
+    That is a decision: it is part of each checkpoint from here on, and counts more than steps. The newest checkpoint of
+    the old line is kept under a name of its own until the branch has more steps (`install`).
     """
     assert found.summary is not None
     assert found.state is not None
@@ -195,7 +174,7 @@ def _same_run(one: Candidate, other: Candidate) -> bool:
 
 
 def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
-    """Have a good `best.pt` in the run folder: the one that is there, or one of the same run that lies elsewhere."""
+    """Make sure that the run folder has a good `best.pt`: the one that is there, or one of the same run elsewhere."""
     if found.path == best:
         return
     if best.exists():
@@ -224,7 +203,7 @@ def _same_best(one: Candidate, other: Candidate) -> bool:
 
 
 def complete(config: Config, state: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint stands at the end: all epochs done, or stopped early for want of progress."""
+    """Tell whether a checkpoint is at the end: all epochs done, or stopped early without progress."""
     idle = state["epoch"] - state["loop"]["stopper"]["best_epoch"]
     return bool(state["epoch"] >= config.get("epochs") or idle >= (config.get("patience") or float("inf")))
 

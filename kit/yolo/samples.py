@@ -3,21 +3,19 @@
 Three things of Ultralytics' are left out on purpose:
 - Mosaic takes its partners from what a worker happened to load last. Here they come from a block of the epoch's order
   around the sample, so that they depend on nothing but its position, and each image is decoded about once.
-- `close_mosaic` restarts the loader. Here a sample knows its epoch and closes by itself.
+- `close_mosaic` restarts the loader. Here a sample knows its epoch, and closes mosaic by itself.
 - Label caches lie beside the data and are unpickled; decoded images lie there too, and a JPEG with bytes behind its end
-  is written anew in its place. Here a data set is only read: caches are made in this user's scratch, and never read
+  is rewritten in its place. Here a data set is only read: caches are made in this user's scratch, and never read
   from anywhere else.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -25,13 +23,14 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy
-from ultralytics.data import ClassificationDataset, YOLODataset, base, utils
+from ultralytics.data import ClassificationDataset
 from ultralytics.data.augment import Albumentations
 
 from kit.data.images import ImageCache, Loaded, cache_for
 from kit.kaggle import session
 from kit.run.order import EpochOrder, Sample, mix, seed_all
 from kit.yolo.mosaic import make_lazy
+from kit.yolo.upstream import ReadOnlyDataset, reading_only
 
 THREADS = 16  # as in `kit.data.check`: the files may lie in the network
 T = TypeVar("T")
@@ -39,17 +38,17 @@ EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
 class PureSamples:
-    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in whatever process, whenever.
+    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in any process, at any time.
 
     Attributes:
         order: Of the run's epochs.
-        closing: From this epoch on (counted from 0), mosaic and its like are closed; None for never.
+        close_mosaic_epoch: From this epoch on (from 0), mosaic and its like are closed; None for never.
         hyp: The settings that the transforms are built from.
         processes: That train on this machine.
     """
 
     order: EpochOrder
-    closing: int | None = None
+    close_mosaic_epoch: int | None = None
     hyp: Any = None
     processes = 1
     root: Any
@@ -60,18 +59,19 @@ class PureSamples:
         if isinstance(key, list):
             return [self[each] for each in key]
         if isinstance(key, Sample):
-            if self.closing is not None and key.epoch >= self.closing and not self._closed:
+            close = self.close_mosaic_epoch
+            if close is not None and key.epoch >= close and not self._closed:
                 self._closed = True
                 self.close_mosaic(hyp=copy(self.hyp))  # type: ignore[attr-defined]
             self._seed(mix("sample", self.order.seed, *key))
-            key = self._turn_to(key)
+            key = self._index_of(key)
         sample: dict[str, Any] = super().__getitem__(key)  # type: ignore[misc]
         return sample
 
     def _seed(self, value: int) -> None:
         seed_all(value)
 
-    def _turn_to(self, key: Sample) -> int:
+    def _index_of(self, key: Sample) -> int:
         return self.order.permutation(key.epoch)[key.position]
 
 
@@ -83,23 +83,13 @@ def cache_path(*words: str) -> Path:
 
 
 def plain_files(items: list[T], path: Callable[[T], str]) -> list[T]:
-    """Return those whose path is no pipe, device or folder; what is not there is for others to tell."""
+    """Return those whose path is no pipe, device or folder; others report what is missing."""
     with ThreadPool(THREADS) as pool:
         special = pool.map(lambda item: os.path.exists(path(item)) and not os.path.isfile(path(item)), items, 256)
     return [item for item, drop in zip(items, special, strict=True) if not drop]
 
 
-@contextmanager
-def reading_only() -> Iterator[None]:
-    """Have Ultralytics' scan decode a JPEG that does not end as it should, and drop it if it is cut off; no more."""
-    write, utils._replace_image = utils._replace_image, lambda file, save: save(io.BytesIO())
-    try:
-        yield
-    finally:
-        utils._replace_image = write
-
-
-class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
+class LabelledSamples(PureSamples, ReadOnlyDataset):
     """Images with boxes, masks, keypoints or rotated boxes."""
 
     images: ImageCache | None = None
@@ -114,12 +104,12 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         super().__init__(*args, **kwargs | ({"cache": None} if self._on_disk else {}))
 
     def get_img_files(self, img_path: Any) -> list[str]:
-        """List the images; only plain files, because to open a pipe waits for who writes into it."""
-        look, base.check_file_speeds = base.check_file_speeds, lambda *_, **__: None  # which reads some of them
-        try:
-            return plain_files(super().get_img_files(img_path), lambda file: file)
-        finally:
-            base.check_file_speeds = look
+        """List the images; only plain files, because opening a pipe waits for its writer."""
+        return plain_files(super().get_img_files(img_path), lambda file: file)
+
+    def cache_file(self, path: Path, digest: str) -> Path:
+        """Return where the label cache goes: into scratch."""
+        return cache_path(str(path), digest)
 
     @property
     def npy_files(self) -> list[Path]:
@@ -137,8 +127,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
             return
         sizes = [self._resized(*label["shape"]) for label in self.labels if "shape" in label]
         size = max((h * w for h, w in sizes), default=self.imgsz**2) * self.channels
-        # The loader is at most four batches a worker ahead, and a block is at most twice as long as the first one: so
-        # far, counted over the epochs' ends, are the places apart that are in use at one time.
+        # The loader is at most four batches a worker ahead, and a block is at most twice as long as the first one: an
+        # upper bound on the positions in use at one time, also across the end of an epoch.
         ring = 3 * len(self.order.neighbours(0)) + 5 * workers * self.order.batch_size
         words = (self.imgsz, self.channels, cv2.__version__)
         self.images, self._all = cache_for(self.im_files, size, ring, words, self._on_disk, self.processes)
@@ -147,8 +137,8 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
         ratio = self.imgsz / max(height, width)
         return min(math.ceil(height * ratio), self.imgsz), min(math.ceil(width * ratio), self.imgsz)
 
-    def _turn_to(self, key: Sample) -> int:
-        """Look up the sample's item, and the items that its mosaic partners come from."""
+    def _index_of(self, key: Sample) -> int:
+        """Return the sample's item, and note the items that its mosaic partners come from."""
         order, block = self.order.permutation(key.epoch), self.order.neighbours(key.position)
         if (key.epoch, block) != self._block:
             self._block = key.epoch, block
@@ -191,11 +181,6 @@ class LabelledSamples(PureSamples, YOLODataset):  # type: ignore[misc]
             self._generators[0].bit_generator.state = {"bit_generator": "PCG64", "state": state} | EMPTY
             self._generators[1].seed(value)
             self._albumentations.seed = value
-
-    def _load_or_scan_cache(self, path: Path, digest: str) -> tuple[dict[str, Any], bool]:
-        with reading_only():
-            loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path(str(path), digest), digest)
-        return loaded
 
 
 class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[misc]

@@ -1,11 +1,11 @@
-"""Setting up as Ultralytics does, but for what would cost exactness, safety or the network."""
+"""Setting up as Ultralytics does, except for what would cost exactness, safety or the network."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -22,30 +22,16 @@ from kit.data import description
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, ModelError
 from kit.kaggle import deaths, session
+from kit.parallel.ranks import one_at_a_time
 from kit.run.order import EpochOrder
-from kit.yolo import models
+from kit.yolo import models, upstream
 from kit.yolo.samples import ClassifiedSamples, LabelledSamples
+from kit.yolo.trainer import Trainer
 from kit.yolo.workers import Workers
 
-Trainer: Any = object  # stands for one of Ultralytics' trainers, which a mixin is put in front of
 
-
-class Setup(Trainer):  # type: ignore[misc]
+class Setup(Trainer):
     """Mixin over one of Ultralytics' trainers: model, data, loaders and precision."""
-
-    run: Any
-    model: Any
-    args: Any
-    wdir: Any
-    fitness: Any
-    stop: bool
-    metrics: Any
-    tloss: Any
-    loss_names: Any
-    accumulate: int
-    batch_size: int
-    data_hash = ""
-    modules: torch.Tensor
 
     def setup_model(self) -> None:
         """Build the model: on a resume from the checkpoint alone, else from a model file or a description."""
@@ -53,31 +39,29 @@ class Setup(Trainer):  # type: ignore[misc]
             weights = models.assemble(self.run.resumed)
             source = weights.yaml
         else:
-            source, weights = models.sources(str(self.model), self.args.pretrained, self._load_model)
+            load = lambda path: self.run.ranks.broadcast(partial(models.load_model, path))  # noqa: E731
+            source, weights = models.sources(str(self.model), self.args.pretrained, load)
         try:
             self.model = self.get_model(cfg=deepcopy(source), weights=weights, verbose=True)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(f"The model '{self.model}' cannot be built: {error}. Check model=...") from error
-        super().setup_model()  # a model that is built already is left, but for classify's head
+        super().setup_model()  # which leaves a model that is built, except for classify's head
         self.modules = models.skeleton(self.model)  # before set-up adds what is no part of it
 
-    def _load_model(self, path: str) -> Any:
-        return models.load_model(path)
-
-    def _setup_train(self) -> None:
-        """Set up as Ultralytics does, but for its check of mixed precision, which downloads a model."""
+    def set_up(self) -> None:
+        """Set up as Ultralytics does, except for its check of mixed precision, which downloads a model."""
         wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
         try:
-            super()._setup_train()
+            super().set_up()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
         self.args.amp = wanted
-        self.amp = self._mixed_precision()
+        self.amp = self.run.ranks.broadcast(self._mixed_precision)
         half = self.amp and wanted != "bf16"
         self.scaler = torch.amp.GradScaler(self.device.type if self.device.type != "cpu" else "cuda", enabled=half)
 
     def _mixed_precision(self) -> bool:
-        """Decide whether fp16 works for this model on this GPU: its outputs must stay finite and close to fp32's."""
+        """Return whether fp16 works for this model on this GPU: its outputs stay finite and close to fp32's."""
         if self.args.amp in {False, "fp32", "bf16"} or self.device.type != "cuda":
             return bool(self.args.amp == "bf16")
         if self.run.resumed is not None and self.run.resumed["versions"]["gpu"]:
@@ -96,15 +80,20 @@ class Setup(Trainer):  # type: ignore[misc]
         return good
 
     def auto_batch(self, *args: Any, **kwargs: Any) -> int:
-        """Estimate the batch size with the precision that training will have."""
-        self.amp = self.args.amp not in {False, "fp32"} and self.device.type == "cuda"
-        size: int = super().auto_batch(*args, **kwargs)
-        return size
+        """Estimate the batch size, with training's own precision; each slice of a batch has to fit into memory."""
+        self.amp, ranks = self.args.amp not in {False, "fp32"} and self.device.type == "cuda", self.run.ranks
+        return ranks.broadcast(lambda: super(Setup, self).auto_batch(*args, **kwargs) * ranks.slices)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return make_samples(self.args, self.data, stride, img_path, mode, batch)
+        with self._one_at_a_time():  # the first process of a machine scans the labels
+            dataset = make_samples(self.args, self.data, stride, img_path, mode, batch)
+        dataset.processes = self.run.ranks.world.local_size
+        return dataset
+
+    def _one_at_a_time(self) -> AbstractContextManager[None]:
+        return one_at_a_time() if self.run.ranks.world.local_size > 1 else nullcontext()
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Build a loader whose batches are a pure function of (seed, epoch, batch)."""
@@ -114,34 +103,32 @@ class Setup(Trainer):  # type: ignore[misc]
             raise DataError(f"The {mode} images cannot be used: {' '.join(str(error).split())}") from error
         loader.worker_init_fn = start_worker
         if loader.num_workers:
-            loader._get_iterator = partial(Workers, loader, self._wait_for_batch)
+            upstream.set_iterator(loader, partial(Workers, loader, self.while_waiting))
         shuffled = isinstance(loader.sampler, RandomSampler)
         if mode != "train" and not shuffled:
             return loader
         training, dataset = mode == "train", loader.dataset
         epochs = self.epochs if training else 1 << 62
         order = EpochOrder(len(dataset), loader.batch_size, epochs, self.args.seed, shuffled and training)
-        object.__setattr__(loader, "batch_sampler", order)  # as Ultralytics' loader does: torch forbids the plain way
+        upstream.set_batches(loader, order)
         dataset.order, dataset.hyp = order, self.args
         if training:
             files = getattr(dataset, "im_files", None) or [sample[0] for sample in dataset.samples]
             self.data_hash = data_hash(files, dataset_path)
-            dataset.closing = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
+            dataset.close_mosaic_epoch = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
             if isinstance(dataset, LabelledSamples):
                 dataset.share_images(loader.num_workers)
         return loader
 
-    def _wait_for_batch(self, seconds: float) -> None:
-        """Stand by while no batch comes."""
-
     def get_dataset(self) -> Any:
-        """Read the data set's description.
+        """Read the data set's description; the first process of a machine downloads the data where it has to be.
 
         Raises:
             DataError: Ultralytics found it broken.
         """
         try:
-            return super().get_dataset()
+            with self._one_at_a_time():
+                return super().get_dataset()
         except RuntimeError as error:
             raise DataError(" ".join(str(error).split())) from error
 
@@ -185,7 +172,7 @@ def make_samples(
 
 
 def start_worker(number: int) -> None:
-    """Start a loader worker that lets signals to the whole process group pass: it ends with its training process."""
+    """Start a loader worker, which ignores signals to the process group: it ends with its training process."""
     deaths.die_with_parent()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Ultralytics' own `last.pt` as a checkpoint of the kit, so that a training that began without the kit goes on with it.
+"""Ultralytics' own `last.pt` as a checkpoint of the kit, so that a training that began without the kit resumes with it.
 
-Ultralytics keeps the averaged weights and the optimizer in half precision, after whole epochs. These are taken over,
-with the epoch, the early stopper and the results; the weights of the model itself were never written. So it is not
-exact, and stock training is not either.
+Ultralytics keeps the averaged weights and the optimizer in half precision, after whole epochs. These are converted,
+with the epoch, the early stopper and the results; the raw weights were never written. So it is not exact, as stock
+training is not either.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from kit.yolo.state import DECIDED, schedule, versions
 
 
 def convert(path: Path) -> dict[str, Any] | None:
-    """Return a checkpoint of Ultralytics' as one of the kit's; None where it is neither.
+    """Convert a checkpoint of Ultralytics' to one of the kit's; None where it is neither.
 
     Raises:
-        CheckpointError: It holds a model and nothing to go on with.
+        CheckpointError: It holds a model and no training state.
     """
     try:
         archive.look_through(path)
@@ -127,7 +127,7 @@ def _in_full(optimizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _criterion(model: Any, args: dict[str, Any], epoch: int) -> dict[str, float]:
-    """Return where the loss of an end-to-end head stands, which Ultralytics works out from the epoch."""
+    """Return the state of an end-to-end head's loss, which Ultralytics computes from the epoch."""
     model.args = IterableSimpleNamespace(**args)
     model.criterion = model.init_criterion()
     if hasattr(model.criterion, "update"):

@@ -1,7 +1,6 @@
-"""The training process: the only place that knows Ultralytics.
+"""The training process: it locks the run folder, finds the checkpoint to resume from, builds the trainer and trains.
 
-`train` is what runs in the child: it takes the run folder's lock, finds the checkpoint to go on from, builds the
-trainer of the task and trains. Of several processes one does so, and the others are told what it found.
+Of several processes the main one does so, and broadcasts what it found.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from kit.data import check as datacheck, find
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
 from kit.kaggle import deaths, gpu, session
-from kit.parallel.ranks import ALONE, Ranks, one_by_one
+from kit.parallel.ranks import ALONE, Ranks, one_at_a_time
 from kit.parallel.world import World
 from kit.run import discovery, status as status_module
 from kit.run.limit import Deadline
@@ -37,12 +36,13 @@ from kit.run.run import Run
 from kit.run.status import Status, duration
 from kit.store import checkpoint, disk
 from kit.store.disk import Lock
+from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
-from kit.yolo.resume import choose, complete, fitting, identify, settle, task_of
+from kit.yolo.resume import choose, complete, identify, install, task_of
 from kit.yolo.setup import remembered
-from kit.yolo.slices import deal, trainer_class
+from kit.yolo.slices import assign_slices, sliced_trainer
 from kit.yolo.tasks import STOCK
 
 TRAINERS: dict[str, type] = {
@@ -57,11 +57,11 @@ def train(
     world: World = ALONE,
     check: Callable[[Any], None] = gpu.check,
 ) -> None:
-    """Train a run to its end, from where its newest good checkpoint stands.
+    """Train a run to its end, from its newest good checkpoint.
 
     Args:
         config: The settings.
-        resume: `auto` finds the checkpoint, `never` starts anew, anything else is the path of one.
+        resume: `auto` finds the checkpoint, `never` starts fresh, anything else is the path of one.
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
         world: The processes that call this together.
         check: Raises where the device cannot be trained on.
@@ -70,12 +70,12 @@ def train(
         InputError: Something given cannot be used; nothing was written.
         BusyError: Another process trains this run.
         LostError: Another of the processes that train together has ended.
-        Stopped: Training was stopped; running again goes on.
+        Stopped: Training was stopped; running again resumes.
     """
     quiet()
     with Ranks(world) as ranks, ExitStack() as stack:
         task = task_of(config, resume)
-        with one_by_one():
+        with one_at_a_time():
             dataset = find.resolve(str(config.get("data")), task == "classify")
         identity = identify(config, dataset, task)
         overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
@@ -92,19 +92,19 @@ def train(
         if resume == "never" and world.local_rank == 0:
             disk.set_run_aside(config.run_folder)
         if world.size > world.local_size:
-            ranks.elect(_steps(config, resume, identity) if world.local_rank == 0 else -1)
+            ranks.elect_main(_steps(config, resume, identity) if world.local_rank == 0 else -1)
         run = _open(config, resume, identity, stop, ranks, stack)
         if run is None:
             return
         if world.local_rank == 0:
             _check(run, dataset)
-        deal(run, cuda=chosen.type == "cuda" and alone)
-        if ranks.own:
+        assign_slices(run, cuda=chosen.type == "cuda" and alone)
+        if ranks.my_slices:
             _train(run, overrides)
 
 
 def _device(config: Config, world: World) -> tuple[str, bool]:
-    """Return the device that this process trains on, and whether it is the only one of its machine there."""
+    """Return the device that this process trains on, and whether no process of its machine shares it."""
     device: str = parse_device(config.get("device"))
     if world.size == 1:
         if "," in device:
@@ -118,7 +118,7 @@ FAR = 1 << 40  # more steps than any run has: a later branch is further
 
 
 def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
-    """Return how far the checkpoint is that this machine would go on from, or -1."""
+    """Return the steps of the checkpoint that this machine would resume from, or -1."""
     try:
         if resume == "auto":
             found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
@@ -127,7 +127,7 @@ def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
                 [discovery.look(Path(resume).expanduser(), open_checkpoint, verify=False)] if resume != "never" else []
             )
     except InputError:
-        return -1  # if none can go on from one, the process that leads says why
+        return -1  # if no machine has one, the main process says why
     orders = [each.summary.order for each in found if each.summary]
     return max((branch * FAR + step for branch, step in orders), default=-1)
 
@@ -135,9 +135,9 @@ def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
 def _open(
     config: Config, resume: str, identity: dict[str, Any], stop: Callable[[], str], ranks: Ranks, stack: ExitStack
 ) -> Run | None:
-    """Find out, in the process that leads, where the run stands, and tell the others; None where it is finished."""
+    """Find the checkpoint in the main process, and broadcast it; None where the run is finished."""
     limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
-    if ranks.leads:
+    if ranks.is_main:
         folder = config.run_folder
         disk.make_folder(folder / "checkpoints")
         stack.enter_context(Lock(folder / ".lock"))
@@ -147,22 +147,22 @@ def _open(
         status.values["receipt"] = before.get("receipt")
         status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()
         found = choose(config, resume, identity, status)
-    else:  # nobody looks for what Ultralytics writes there
+    else:  # what Ultralytics writes there is of no use
         folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
         before, status, found = {}, Status(folder, silent=True), None
-    resumed, source = ranks.share(lambda: (found.state, str(found.path)) if found else (None, ""))
+    resumed, source = ranks.broadcast(lambda: (found.state, str(found.path)) if found else (None, ""))
     with fitting(source):
         run = Run(config, folder, identity, status, stop, resumed, limit, ranks, source)
-        finished = ranks.share(lambda: bool(resumed and complete(config, resumed) and _finished(before, run)))
+        finished = ranks.broadcast(lambda: bool(resumed and complete(config, resumed) and _finished(before, run)))
     if found:
-        run.settle = partial(settle, config, found, status)
+        run.install = partial(install, config, found, status)
     if finished:
-        if resumed and ranks.leads:
-            run.settle()
+        if resumed and ranks.is_main:
+            run.install()
             status.values = before
             best = resumed["best_map"] or 0.0
             status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
-            status.say("Raise epochs to go on, or start anew with --resume never.")
+            status.say("Raise epochs to continue, or start fresh with --resume never.")
         return None
     return run
 
@@ -173,13 +173,13 @@ def _finished(before: dict[str, Any], run: Run) -> bool:
 
 
 def _check(run: Run, dataset: DataSet) -> None:
-    """Look through the data set before the GPU is asked for anything, and say what is in it.
+    """Check the data set before the GPU is used, and report what is in it.
 
     Raises:
         DataError: It cannot be trained on.
     """
     config = run.config
-    status_module.tell("Looking through the data set ...")
+    status_module.tell("Checking the data set ...")
     report = datacheck.check(
         dataset,
         run.identity["task"],
@@ -212,7 +212,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)
     try:
-        kind = TRAINERS[run.identity["task"]] if run.ranks.logical == 1 else trainer_class(run, overrides)
+        kind = TRAINERS[run.identity["task"]] if run.ranks.slices == 1 else sliced_trainer(run, overrides)
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
@@ -223,9 +223,9 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         epoch = min(trainer.epoch + 1, trainer.epochs)
         place = f"epoch {epoch}/{trainer.epochs}, batch {trainer.batch}/{len(trainer.train_loader)}"
         saved = run.writer.position
-        if saved and saved["global_step"] < trainer.global_step and run.ranks.leads:
+        if saved and saved["global_step"] < trainer.global_step and run.ranks.is_main:
             place += f", and saved until {checkpoint.position(saved)}"
-        status.say(f"Stopped in {place} ({stopped}). Run again to go on: {_left(trainer, run.limit)}.")
+        status.say(f"Stopped in {place} ({stopped}). Run again to resume: {_left(trainer, run.limit)}.")
         raise
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
@@ -239,7 +239,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
 
 
 def _left(trainer: Any, limit: Deadline) -> str:
-    """Say how much there is still to do, by what the epochs took so far."""
+    """Return how much is left to do, estimated from the epochs so far."""
     if trainer.stop:
         return "only the final evaluation is left"
     done = trainer.epoch + trainer.batch / len(trainer.train_loader)

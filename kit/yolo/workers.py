@@ -1,9 +1,9 @@
-"""The workers of a loader, seen from the process that trains: who waits for them hears a stop, and a lost one is told.
+"""The workers of a loader, as the training process sees them: it polls for a stop while it waits, and reports a loss.
 
 torch raises the loss of a worker from a signal handler, at whatever line the process happens to be: in a save, in a
-picture whose failure is left out, in an exchange with other processes. Here it is looked for where a batch is fetched.
-torch waits for a batch, and for the end of a worker, as long as it takes: one that waits itself (for a lock that a
-killed one held, for a mount that does not answer) would hold the process for ever.
+picture whose failure is left out, in an exchange with other processes. Here it is checked where a batch is fetched.
+torch waits for a batch, and for the end of a worker, without limit: a worker that hangs (on a lock that a killed one
+held, on a mount that does not answer) would hang the process.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from kit.errors import DiedError
 from kit.kaggle import deaths, machine
+from kit.yolo import upstream
 
-POLL_S = 1.0  # seconds of waiting for a batch after which it is asked whether to go on
+POLL_S = 1.0  # seconds of waiting for a batch after which a stop is polled for
 CLOSE_S = 5.0  # seconds that workers have to end by themselves
 
 
@@ -34,8 +33,8 @@ class Workers:
     def __init__(self, loader: Any, waiting: Callable[[float], None]) -> None:
         loader.timeout = POLL_S
         self._waiting, self._kills = waiting, machine.oom_kills()
-        iterator: Any = DataLoader._get_iterator(loader)
-        self._iterator, self._workers = iterator, iterator._workers
+        iterator: Any = upstream.own_iterator(loader)
+        self._stock, self._workers = iterator, iterator._workers
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no error out of torch's handler
 
@@ -49,7 +48,7 @@ class Workers:
         while True:
             self._check()
             try:
-                return next(self._iterator)
+                return next(self._stock)
             except RuntimeError as error:
                 if "timed out after" not in str(error):
                     self._check(patience=POLL_S)
@@ -60,7 +59,7 @@ class Workers:
                 raise
 
     def _check(self, patience: float = 0.0) -> None:
-        """Look for a worker that is gone; for some seconds, where one may be about to go."""
+        """Check that no worker is gone; for some seconds, where one may be about to end."""
         give_up = time.monotonic() + patience
         while True:
             for number, worker in enumerate(self._workers, 1):
@@ -80,7 +79,7 @@ class Workers:
         timer.daemon = True
         timer.start()
         try:
-            self._iterator._shutdown_workers()
+            self._stock._shutdown_workers()
         finally:
             timer.cancel()
             self._kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -40,6 +41,37 @@ HEADS = {
     "obb": "[2, 4], 1, OBB, [nc, 1]",
 }
 QUICK = {"imgsz": 64, "batch": 4, "epochs": 3, "workers": 0, "plots": False, "optimizer": "AdamW", "lr0": 0.01}
+
+
+BATCHES = 3  # per epoch, of 12 images in batches of 4
+STEPS = BATCHES + 2  # per epoch: each batch, the batch of validation, and its end
+
+
+class Steps:
+    """Counts the steps of a training in this process by Ultralytics' callbacks, which run before the kit's own."""
+
+    events = ("on_train_batch_end", "on_val_batch_start", "on_val_end")
+    done = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count from here on."""
+        from ultralytics.utils.callbacks import default_callbacks
+
+        def count(_: Any) -> None:
+            self.done += 1
+
+        self.done = 0
+        for event in self.events:
+            default_callbacks[event].append(count)
+        try:
+            yield
+        finally:
+            for event in self.events:
+                default_callbacks[event].remove(count)
+
+
+steps = Steps()
 
 
 class Killed(BaseException):
@@ -114,7 +146,8 @@ def train(values: dict[str, Any], stop: Callable[[], str] = lambda: "", resume: 
     from kit.yolo import train as trainer
 
     config = load(_no_file(), values)
-    trainer.train(config, resume, stop)
+    with steps.counted():
+        trainer.train(config, resume, stop)
     return read(config.run_folder / "checkpoints" / "latest.pt")
 
 
@@ -135,22 +168,32 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def kill_at(call: int, there: Path = Path()) -> Callable[[], str]:
-    """Return a `stop` that kills the training the n-th time that it is asked, or later: once that file is there."""
-    calls = iter(range(1, 1 << 30))
+def kill_at(step: int, there: Path = Path()) -> Callable[[], str]:
+    """Return a `stop` that kills the training after its n-th step, or later: once that file is there."""
 
     def stop() -> str:
-        if next(calls) >= call and there.exists():
+        if steps.done >= step and there.exists():
             raise Killed
         return ""
 
     return stop
 
 
-def stop_at(call: int) -> Callable[[], str]:
-    """Return a `stop` that asks for a stop from the n-th time on."""
-    calls = iter(range(1, 1 << 30))
-    return lambda: "the test says so" if next(calls) >= call else ""
+def stop_at(step: int) -> Callable[[], str]:
+    """Return a `stop` that asks for a stop after the n-th step."""
+    return lambda: "the test says so" if steps.done >= step else ""
+
+
+def acting(at: dict[int, Callable[[], object]], then: Callable[[], str] = lambda: "") -> Callable[[], str]:
+    """Return a `stop` that does something once, after the n-th step."""
+    left = dict(at)
+
+    def stop() -> str:
+        for step in sorted(step for step in left if step <= steps.done):
+            left.pop(step)()
+        return then()
+
+    return stop
 
 
 EXACT = ("model_state_dict", "ema_state_dict", "optimizer_state_dict", "gradients")

@@ -20,19 +20,19 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from kit.parallel import gradients  # noqa: E402
 from kit.yolo import slices, train  # noqa: E402
 from kit.yolo.loop import Resumable  # noqa: E402
-from kit.yolo.slices import Several  # noqa: E402
+from kit.yolo.slices import SlicedTrainer  # noqa: E402
 
 
-class Reference(Several):
+class Reference(SlicedTrainer):
     """torch's reducer with Ultralytics' arithmetic: the loss times the processes, and gradients averaged."""
 
-    def _setup_train(self) -> None:
-        Resumable._setup_train(self)
+    def set_up(self) -> None:
+        Resumable.set_up(self)
         self.parallel = DistributedDataParallel(
             self.model, process_group=self.run.ranks.group, find_unused_parameters=True, broadcast_buffers=False
         )
 
-    def _forward_backward(self, i: int, batch: Any, share: float = 1.0) -> dict[str, Any]:
+    def forward_backward(self, i: int, batch: Any, share: float = 1.0) -> dict[str, Any]:
         images = self.preprocess_batch(batch[0])
         loss, self.loss_items = self.parallel(images)
         self.loss = loss.sum() * self.run.ranks.size
@@ -49,13 +49,13 @@ class Reference(Several):
         return images
 
 
-class Buckets(Several):
+class Buckets(SlicedTrainer):
     """Gradients travel in many buckets, where a small model's would in one."""
 
-    def _setup_train(self) -> None:
+    def set_up(self) -> None:
         gradients.BUCKET = 1 << 13
-        super()._setup_train()
-        assert len(self.gradients._buckets) > 10
+        super().set_up()
+        assert len(self.gradients.buckets) > 10
 
 
 class Broken(Buckets):
@@ -66,25 +66,25 @@ class Broken(Buckets):
 
     calls = 0
 
-    def _setup_train(self) -> None:
-        super()._setup_train()
+    def set_up(self) -> None:
+        super().set_up()
         if self.run.ranks.world.rank == 1:
-            middle = len(self.gradients._buckets) // 2
-            self.gradients._buckets[middle].parameters[0].register_post_accumulate_grad_hook(self._fill)
+            middle = len(self.gradients.buckets) // 2
+            self.gradients.buckets[middle].parameters[0].register_post_accumulate_grad_hook(self._fill)
 
     def _fill(self, _: Any) -> None:
         self.calls += 1
         if self.calls == 3:
-            assert 0 < self.gradients._sent < len(self.gradients._buckets)
+            assert 0 < self.gradients.sent < len(self.gradients.buckets)
             raise RuntimeError("CUDA out of memory")
 
     def _run_slice(self, i: int, rank: int, batch: Any) -> Any:
         taken = super()._run_slice(i, rank, batch)
-        if self.run.ranks.leads and self.epoch == 2 and not self.nan_recovery_attempts:
+        if self.run.ranks.is_main and self.epoch == 2 and not self.nan_recovery_attempts:
             self.loss = self.loss * float("nan")
         return taken
 
 
 if __name__ == "__main__":
-    slices.Several = globals()[sys.argv[1]]  # type: ignore[misc]
+    slices.SlicedTrainer = globals()[sys.argv[1]]  # type: ignore[misc]
     train.train(config.load(sys.argv[2], sys.argv[3:]), world=world)

@@ -92,7 +92,7 @@ def test_notebook_in_a_browser(name: str, place: Path, settings: dict[str, Any],
 
         page.stop()
         page.wait_for_state("Stopped, everything is saved", 60)
-        calm = r"Stopped in epoch \d+/100, batch \d+/\d+ \(a stop was asked for\)\. Run again to go on"
+        calm = r"Stopped in epoch \d+/100, batch \d+/\d+ \(a stop was asked for\)\. Run again to resume"
         assert re.search(calm, page.text(".kit-log"))
         wait_until(lambda: not running(place), 30, "the process has left")
         assert page.page.locator("text=Traceback").count() == 0

@@ -227,7 +227,7 @@ def test_run_of_three_sessions_finishes_by_running_again(tmp_path: Path, untouch
         if len(sessions) >= 3:
             break
     assert len(sessions) >= 3
-    assert ["Run again to go on" in session.text for session in sessions] == [True] * (len(sessions) - 1) + [False]
+    assert ["Run again to resume" in session.text for session in sessions] == [True] * (len(sessions) - 1) + [False]
     assert_same_bits(whole.run, sessions[-1].run)
 
 

@@ -102,6 +102,7 @@ def test_run_goes_from_two_processes_to_one_and_back_without_losing_a_bit(place:
     assert differences(whole, latest(child)) == []
     assert rows(whole) == rows(latest(child))
     assert "Not exact" not in child.output()
+    assert "No longer bit-exact" not in child.output()
 
 
 @pytest.mark.slow
@@ -117,7 +118,8 @@ def test_fine_tuned_model_goes_from_two_processes_to_one_and_back(place: Path, b
     assert child.wait() == 0, child.output()
     assert len(latest(child)["progress"]["sessions"]) == 2, "each went on where the one before was killed"
     assert "Not exact" not in child.output()
-    alone = training.train({**values, "kit.run": "runs/alone", "kit.ranks": 2})
+    assert "No longer bit-exact" not in child.output()
+    alone = training.train({**values, "kit.run": "runs/alone", "kit.slices": 2})
     for end in (latest(child), alone):
         untouched = training.read(place / "working/runs/untouched/checkpoints/latest.pt")
         assert differences(untouched, end) == []
@@ -174,7 +176,7 @@ def test_two_ranks_give_the_bits_of_distributed_data_parallel(place: Path) -> No
 @pytest.mark.parametrize("processes", [2, 3])
 def test_number_of_buckets_changes_no_bit(place: Path, processes: int) -> None:
     """They are sent in one order, also where the last parameter of one is not the last whose gradient comes."""
-    values = {**run_settings(place, epochs=2), "kit.ranks": processes}
+    values = {**run_settings(place, epochs=2), "kit.slices": processes}
     variant(place, "Buckets", values, processes)
     state = training.read(place / "working/runs/train/checkpoints/latest.pt")
     alone = training.train({**values, "kit.run": "runs/alone"})
@@ -189,7 +191,7 @@ def test_any_number_of_processes_gives_the_bits_of_one(place: Path, ranks: int, 
 
     Most images have no object in them.
     """
-    values = run_settings(place, epochs=2, mosaic=0.0, mixup=0.0, **{"kit.ranks": ranks})
+    values = run_settings(place, epochs=2, mosaic=0.0, mixup=0.0, **{"kit.slices": ranks})
     for number, file in enumerate(sorted(Path(values["data"]).parent.glob("labels/train/*.txt"))):
         if number % 7:
             file.write_text("")
@@ -203,7 +205,7 @@ def test_any_number_of_processes_gives_the_bits_of_one(place: Path, ranks: int, 
 @pytest.mark.slow
 def test_session_may_begin_with_a_batch_that_has_no_image_for_a_process(place: Path) -> None:
     """The last batch holds one image, and two processes go on right there."""
-    values = {**run_settings(place, epochs=1), "kit.ranks": 2, **EVERY_BATCH}
+    values = {**run_settings(place, epochs=1), "kit.slices": 2, **EVERY_BATCH}
     for kind in ("images", "labels"):
         sorted(Path(values["data"]).parent.glob(f"{kind}/train/*"))[-1].unlink()
     alone = training.train({**values, "kit.run": "runs/alone"})
@@ -312,7 +314,7 @@ def test_launcher_that_is_killed_leaves_no_rank_behind(place: Path) -> None:
     [
         ({"device": "0,1"}, 2, "error: Invalid CUDA 'device="),
         ({"kit.session_hours": 1e-6, "epochs": 100000}, 75, "the session's limit is near"),
-        ({"kit.ranks": 1}, 0, "1 of 2 processes have nothing to do"),
+        ({"kit.slices": 1}, 0, "1 of 2 processes stay idle"),
     ],
 )
 def test_exit_codes_are_those_of_one_process(place: Path, change: dict[str, Any], code: int, said: str) -> None:

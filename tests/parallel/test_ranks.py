@@ -14,7 +14,7 @@ import torch.distributed as dist
 from kit import config
 from kit.errors import ConfigError, KitError, Stopped
 from kit.parallel.gradients import Gradients, add
-from kit.parallel.ranks import Ranks, spread, tree
+from kit.parallel.ranks import Ranks, split_slices, tree_reduce
 from kit.parallel.world import World
 from kit.process import launch, torchrun
 from kit.run.order import EpochOrder, Sample, cut
@@ -56,7 +56,7 @@ def test_slices_make_up_the_batch_and_the_first_is_never_empty(ranks: int) -> No
 def test_processes_see_the_batches_of_one_whatever_their_number(own: range) -> None:
     """The order of an epoch is cut, never dealt anew."""
     order, sliced = (EpochOrder(26, 8, 2, seed=0) for _ in range(2))
-    sliced.own, sliced.ranks = own, 3
+    sliced.my_slices, sliced.slices = own, 3
     assert [[cut(batch, rank, 3) for rank in own] for batch in order] == list(sliced)
 
 
@@ -67,26 +67,28 @@ def test_sum_over_ranks_has_one_order_for_any_number_of_processes(ranks: int) ->
     def add(one: str, other: str) -> str:
         return f"({one}+{other})"
 
-    alone = tree(range(ranks), str, add)
+    alone = tree_reduce(range(ranks), str, add)
     for processes in range(1, ranks + 1):
-        dealt = spread(range(ranks), processes)
+        dealt = split_slices(range(ranks), processes)
         assert [rank for own in dealt for rank in own] == list(range(ranks))
         assert all(dealt)
-        assert alone == tree(range(processes), lambda number, dealt=dealt: tree(dealt[number], str, add), add)
+        assert alone == tree_reduce(
+            range(processes), lambda number, dealt=dealt: tree_reduce(dealt[number], str, add), add
+        )
 
 
-@pytest.mark.parametrize("logical", range(1, 6))
+@pytest.mark.parametrize("slices", range(1, 6))
 @pytest.mark.parametrize(("size", "lead"), [(1, 0), (2, 1), (3, 1), (4, 0), (4, 3)])
-def test_whichever_process_leads_runs_the_first_slice(size: int, lead: int, logical: int) -> None:
+def test_whichever_process_leads_runs_the_first_slice(size: int, lead: int, slices: int) -> None:
     """The slices go round from the one that leads; pieces are put into their order before they are added."""
     world = [Ranks(World(rank, size)) for rank in range(size)]
     for ranks in world:
-        ranks.lead, ranks.logical = lead, logical
-    assert world[lead].own.start == 0
-    members = [ranks for ranks in world if ranks.own]
-    assert len(members) == min(size, logical)
-    in_order = [members[place].own for place in members[0].order]
-    assert [rank for own in in_order for rank in own] == list(range(logical))
+        ranks.main_rank, ranks.slices = lead, slices
+    assert world[lead].my_slices.start == 0
+    members = [ranks for ranks in world if ranks.my_slices]
+    assert len(members) == min(size, slices)
+    in_order = [members[place].my_slices for place in members[0].order]
+    assert [rank for own in in_order for rank in own] == list(range(slices))
 
 
 @pytest.mark.parametrize("start", ["description", "pretrained"])
@@ -95,7 +97,7 @@ def test_every_task_trains_in_slices_and_resumes_bit_identical(
     place: Path, big: Callable[[str], Path], task: str, start: str
 ) -> None:
     """One process runs three slices; the last batch of two images leaves one of them empty."""
-    changes = {"kit.ranks": 3, "epochs": 2, "dropout": 0.2 if task == "classify" else 0.0}
+    changes = {"kit.slices": 3, "epochs": 2, "dropout": 0.2 if task == "classify" else 0.0}
     file = big(f"tiny-{task}-80") if start == "pretrained" else None
     values = run_settings(place, task, start=file, **changes)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
@@ -110,13 +112,22 @@ def test_every_task_trains_in_slices_and_resumes_bit_identical(
 def test_gradients_of_slices_add_up_to_those_of_the_batch(place: Path) -> None:
     """For a model without BatchNorm's statistics, and a loss that is a mean or a sum over images, slicing is rounding.
 
-    Classification: its loss is a mean over the batch, which Ultralytics' own training multiplies by the ranks.
+    Classification: its loss is a mean over the batch, which Ultralytics' own training multiplies by the ranks. All but
+    the last linear layer is frozen, with its statistics.
     """
-    values = run_settings(place, "classify", epochs=1, freeze=9, optimizer="SGD", mixup=0.0, warmup_epochs=0)
-    one, other = (training.train({**values, "kit.run": f"runs/{n}", "kit.ranks": n}) for n in (1, 4))
+    frozen: dict[str, Any] = {"freeze": [*range(9), "9.conv"], "optimizer": "SGD", "mixup": 0.0, "warmup_epochs": 0}
+    values = run_settings(place, "classify", epochs=1, **frozen)
+    one, other = (training.train({**values, "kit.run": f"runs/{n}", "kit.slices": n}) for n in (1, 4))
+    trained = {name for name in one["model_state_dict"] if ".linear." in name}
+    moved = [each["momentum_buffer"].any() for each in one["optimizer_state_dict"]["state"].values()]
+    assert len(trained) == len(moved) == 2
+    assert all(moved), "it must have trained"
+    assert set(one["model_state_dict"]) == set(other["model_state_dict"])
     for name, value in one["model_state_dict"].items():
-        if ".linear." in name:
+        if name in trained:
             torch.testing.assert_close(value, other["model_state_dict"][name], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(value, other["model_state_dict"][name]), name
 
 
 def test_missing_gradients_count_as_zeros_to_the_sign() -> None:
@@ -137,37 +148,39 @@ def test_images_do_not_depend_on_the_number_of_ranks(place: Path, monkeypatch: p
 
     def look(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
         batch = own(self, batch)
-        seen[self.run.ranks.logical].extend(image.numpy().tobytes() for image in batch["img"])
+        seen[self.run.ranks.slices].extend(image.numpy().tobytes() for image in batch["img"])
         seeds.append(torch.initial_seed())
         return batch
 
     monkeypatch.setattr(DetectionTrainer, "preprocess_batch", look)
     for ranks in (1, 3):
         seen[ranks] = []
-        training.train({**run_settings(place, epochs=2), "kit.run": f"runs/{ranks}", "kit.ranks": ranks})
+        training.train({**run_settings(place, epochs=2), "kit.run": f"runs/{ranks}", "kit.slices": ranks})
     assert len(seen[1]) == 2 * IMAGES
     assert seen[1] == seen[3]
     assert len(set(seeds)) == len(seeds) - 2 * 4, "of the first rank it is that of the batch"
 
 
 def test_run_keeps_its_ranks_until_the_user_changes_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run begun by one process stays one of one rank; kit.ranks changes that, and the output says what it costs."""
+    """A run begun by one process stays one of one rank; kit.slices changes that, and the output says what it costs."""
     values = run_settings(place, epochs=2)
     with pytest.raises(Stopped):
         training.train(values, stop_at(2))
     with pytest.raises(Stopped):
         training.train(values, stop_at(1))
-    assert "Not exact" not in capsys.readouterr().out
-    state = training.train({**values, "kit.ranks": 2})
     said = capsys.readouterr().out
-    assert "Each batch is cut into 2 slices, which one process will run" in said
-    assert "Not exact from here on: slices per batch 1 -> 2" in said
+    assert "Not exact" not in said
+    assert "No longer bit-exact" not in said
+    state = training.train({**values, "kit.slices": 2})
+    said = capsys.readouterr().out
+    assert "Each batch is cut into 2 slices, run by one process" in said
+    assert "No longer bit-exact: slices per batch 1 -> 2" in said
     assert state["ranks"] == 2
 
 
 def test_run_of_several_ranks_keeps_its_threads(place: Path) -> None:
     """On a CPU the bits depend on their number, and a machine with other cores would take another."""
-    values, before = run_settings(place, epochs=2, **{"kit.ranks": 2}), torch.get_num_threads()
+    values, before = run_settings(place, epochs=2, **{"kit.slices": 2}), torch.get_num_threads()
     with pytest.raises(Stopped):
         training.train(values, stop_at(2))
     latest = place / "working/runs/train/checkpoints/latest.pt"
@@ -185,7 +198,7 @@ def test_full_memory_in_a_later_slice_leaves_the_statistics_of_the_first(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process may run that slice: what it did to BatchNorm before memory was full must not be seen."""
-    own, calls, ends = Resumable._forward_backward, 0, []
+    own, calls, ends = Resumable.forward_backward, 0, []
 
     def fail(self: Any, *words: Any) -> Any:
         nonlocal calls
@@ -197,10 +210,10 @@ def test_full_memory_in_a_later_slice_leaves_the_statistics_of_the_first(
             raise RuntimeError("CUDA out of memory")
         return batch
 
-    monkeypatch.setattr(Resumable, "_forward_backward", fail)
+    monkeypatch.setattr(Resumable, "forward_backward", fail)
     for late in (False, True):
         calls = 0
-        ends.append(training.train({**run_settings(place, epochs=1), "kit.ranks": 2, "kit.run": f"runs/{late}"}))
+        ends.append(training.train({**run_settings(place, epochs=1), "kit.slices": 2, "kit.run": f"runs/{late}"}))
     assert ends[0]["loop"]["decided"]["batch"] == 4
     assert differences(*ends) == []
 
@@ -211,9 +224,9 @@ def test_batch_is_not_halved_below_an_image_for_each_slice(place: Path, monkeypa
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(Resumable, "_forward_backward", fail)
+    monkeypatch.setattr(Resumable, "forward_backward", fail)
     with pytest.raises(KitError, match="memory is full in epoch 1 with batch=2"):
-        training.train({**run_settings(place), "batch": 2, "kit.ranks": 2})
+        training.train({**run_settings(place), "batch": 2, "kit.slices": 2})
 
 
 def test_gradient_that_no_rank_has_stays_missing() -> None:
@@ -221,17 +234,17 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         used, others, nobodys = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
-        ranks: Any = SimpleNamespace(size=2, logical=4, cuda=False, order=[0, 1], group=None)
+        ranks: Any = SimpleNamespace(size=2, slices=4, cuda=False, order=[0, 1], group=None)
         gradients = Gradients([used, others, nobodys], ranks)
-        views = [view for bucket in gradients._buckets for view in bucket.views]
+        views = [view for bucket in gradients.buckets for view in bucket.views]
         assert all(view.data_ptr() % 64 == 0 for view in views), "a GPU's norm depends on it"
         used.grad = torch.ones(3)
         for _ in range(2):
-            gradients.begin()
+            gradients.start_batch()
             (2 * used).sum().backward()
             assert gradients.send() == [True, False, False]
             gradients.collect()
-            gradients.receive([True, True, False])
+            gradients.finish([True, True, False])
         assert torch.equal(used.grad, torch.full((3,), 5.0))
         assert torch.equal(others.grad, torch.zeros(3))
         assert nobodys.grad is None
@@ -242,9 +255,9 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch": 2, "kit.ranks": 3}, r"batch=2 is too small for 3 ranks: .*kit.ranks=2"),
-        ({"kit.ranks": 2, "imgsz": 32}, r"has 2 images for 2 ranks: with imgsz=22 BatchNorm"),
-        ({"kit.ranks": 0}, "kit.ranks' must be 'auto' or 1, 2, 3"),
+        ({"batch": 2, "kit.slices": 3}, r"batch=2 is too small for 3 slices: .*kit.slices=2"),
+        ({"kit.slices": 2, "imgsz": 32}, r"has 2 images for 2 slices: with imgsz=22 BatchNorm"),
+        ({"kit.slices": 0}, "kit.slices' must be 'auto' or 1, 2, 3"),
         ({"kit.processes": "many"}, "kit.processes' must be 'auto' or 1, 2, 3"),
         ({"device": "0,1", "kit.processes": 1}, "device=0,1 needs one process per device"),
     ],

@@ -145,7 +145,7 @@ def test_stop_is_heard_while_a_worker_hangs(place: Path) -> None:
         pipe(image)
     last = child.wait_for(lambda news: news["state"] == "validating" and news["updated"] < time.time() - 3)
     assert press(child) == 75, child.output()
-    assert "(a stop was asked for). Run again to go on" in child.output()
+    assert "(a stop was asked for). Run again to resume" in child.output()
     assert child.step() == 3 * (last["completed"] + 1)
     assert _members(seen["pid"]) == []
 

@@ -67,7 +67,7 @@ def test_signal_to_the_whole_group_saves_and_exits_75(tmp_path: Path, values: di
     seen = child.wait_for(lambda status: status.get("completed", 0) >= 1)
     os.killpg(seen["pid"], signal.SIGTERM)
     assert child.wait() == 75, child.output()
-    assert "Run again to go on: about" in child.output()
+    assert "Run again to resume: about" in child.output()
     assert _members(seen["pid"]) == []
 
 
@@ -79,7 +79,7 @@ def test_signal_saves_and_exits_75(tmp_path: Path, values: dict[str, Any], numbe
     for _ in range(4):
         child.process.send_signal(number)
     assert child.wait() == 75, child.output()
-    assert "Run again to go on: about" in child.output()
+    assert "Run again to resume: about" in child.output()
     assert child.status()["state"] == "stopped"
     assert training.read(tmp_path / "runs/train/checkpoints/latest.pt")["epoch"] >= 1
 

@@ -49,8 +49,8 @@ def test_leaving_says_how_much_is_left_and_in_how_many_sessions(
     with pytest.raises(Stopped):
         training.train(values)
     said = capsys.readouterr().out
-    assert "Stopped in epoch 1/1000000000, batch 1/3 (the session's limit is near). Run again to go on: about " in said
-    left = said.partition("Run again to go on: about ")[2].split()
+    assert "Stopped in epoch 1/1000000000, batch 1/3 (the session's limit is near). Run again to resume: about " in said
+    left = said.partition("Run again to resume: about ")[2].split()
     assert left[1:5] == ["d", "of", "training", "left,"]
     assert left[5] == "about"
     hours = 24 * int(left[0])
@@ -64,7 +64,7 @@ def test_stop_without_a_limit_says_how_much_is_left(place: Path, capsys: pytest.
     with pytest.raises(Stopped):
         training.train(training.settings(place), training.stop_at(2))
     said = capsys.readouterr().out
-    assert "(the test says so). Run again to go on: about " in said
+    assert "(the test says so). Run again to resume: about " in said
     assert "of training left." in said
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.store import checkpoint
-from kit.store.snapshot import ALIGNMENT, Home, Slot, place
+from kit.store.snapshot import ALIGNMENT, FlatBuffer, ModuleTensors, StagingBuffer, layout_of
 from tests.help import training
 from tests.help.training import differences
 
@@ -39,7 +39,7 @@ def buffers(section: list[Tensor]) -> set[int]:
 def test_copy_equals_the_tensors_and_does_not_move_with_them() -> None:
     """What training does afterwards is not seen."""
     sections = tensors()
-    staged, delivered = Slot().copy(sections)
+    staged, delivered = StagingBuffer().copy(sections)
     assert same(staged, sections)
     assert delivered() == 0.0
     for section in sections.values():
@@ -50,8 +50,8 @@ def test_copy_equals_the_tensors_and_does_not_move_with_them() -> None:
 
 def test_memory_that_was_made_is_used_again() -> None:
     """No save makes memory of its own: the first touch of a page is the slow one."""
-    slot, sections = Slot(), tensors()
-    slot.make({name: [place(tensor) for tensor in section] for name, section in sections.items()})
+    slot, sections = StagingBuffer(), tensors()
+    slot.allocate({name: [layout_of(tensor) for tensor in section] for name, section in sections.items()})
     made = {name: buffers(slot._staged[name].views) for name in ("model", "ema")}
     for _ in range(2):
         staged, _ = slot.copy(sections)
@@ -60,7 +60,7 @@ def test_memory_that_was_made_is_used_again() -> None:
 
 def test_each_section_has_one_buffer_per_dtype_and_shares_none() -> None:
     """A section that is saved again by itself takes no other with it, and a file has few records."""
-    staged, _ = Slot().copy(tensors())
+    staged, _ = StagingBuffer().copy(tensors())
     assert len(buffers(staged["model"])) == len(buffers(staged["ema"])) == 2
     assert not buffers(staged["model"]) & buffers(staged["ema"])
     floats = [tensor for tensor in staged["model"] if tensor.dtype == torch.float32]
@@ -70,7 +70,7 @@ def test_each_section_has_one_buffer_per_dtype_and_shares_none() -> None:
 
 def test_layout_of_the_memory_is_kept() -> None:
     """A channels_last tensor is copied as it lies; one with gaps or overlaps as a copy of it would."""
-    staged, _ = Slot().copy(tensors())
+    staged, _ = StagingBuffer().copy(tensors())
     assert staged["model"][1].is_contiguous(memory_format=torch.channels_last)
     assert staged["ema"][1].stride() == (1, 4)
     assert staged["ema"][2].is_contiguous()
@@ -78,7 +78,7 @@ def test_layout_of_the_memory_is_kept() -> None:
 
 def test_section_that_comes_and_goes_keeps_its_memory() -> None:
     """Gradients are there between two steps of the optimizer and gone after one."""
-    slot, sections = Slot(), tensors()
+    slot, sections = StagingBuffer(), tensors()
     sections["gradients"] = [torch.ones(5)]
     first = buffers(slot.copy(sections)[0]["gradients"])
     assert slot.copy({**sections, "gradients": []})[0]["gradients"] == []
@@ -88,61 +88,61 @@ def test_section_that_comes_and_goes_keeps_its_memory() -> None:
 @pytest.mark.parametrize("other", [torch.ones(5), torch.ones(2, 3), torch.ones(6).double()])
 def test_section_that_changed_its_form_gets_other_memory(other: Tensor) -> None:
     """Nothing is broadcast or rounded into memory of another form."""
-    slot = Slot()
+    slot = StagingBuffer()
     slot.copy({"a": [torch.ones(6)]})
     assert same(slot.copy({"a": [other]})[0], {"a": [other]})
 
 
-def settled() -> tuple[dict[str, list[Tensor]], dict[str, Home]]:
+def settled() -> tuple[dict[str, list[Tensor]], dict[str, FlatBuffer]]:
     """Return sections of which one was taken in."""
     sections = tensors()
-    home = Home([place(tensor) for tensor in sections["model"]])
-    home.take_in(sections["model"])
-    return sections, {"model": home}
+    flat = FlatBuffer([layout_of(tensor) for tensor in sections["model"]])
+    flat.adopt(sections["model"])
+    return sections, {"model": flat}
 
 
 def test_tensors_that_are_taken_in_stay_what_they_are() -> None:
     """The same objects with the same values, strides and alignment, now side by side."""
     before = tensors()
-    sections, homes = settled()
+    sections, flats = settled()
     assert same(sections, before)
     assert [tensor.stride() for tensor in sections["model"]] == [tensor.stride() for tensor in before["model"]]
     assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in sections["model"])
-    assert homes["model"].holds(sections["model"])
-    assert buffers(sections["model"]) == {buffer.data_ptr() for buffer in homes["model"].buffers.values()}
+    assert flats["model"].owns(sections["model"])
+    assert buffers(sections["model"]) == {buffer.data_ptr() for buffer in flats["model"].buffers.values()}
 
 
 def test_snapshot_of_what_was_taken_in_is_a_copy_of_the_buffers() -> None:
     """What training does to the tensors is what it copies."""
-    sections, homes = settled()
+    sections, flats = settled()
     sections["model"][0].mul_(2)
-    staged, _ = Slot().copy(sections, homes)
+    staged, _ = StagingBuffer().copy(sections, flats)
     assert same(staged, sections)
-    homes["model"].buffers[torch.device("cpu"), torch.int64].fill_(9)
-    assert torch.equal(Slot().copy(sections, homes)[0]["model"][2], torch.full((6,), 9))
+    flats["model"].buffers[torch.device("cpu"), torch.int64].fill_(9)
+    assert torch.equal(StagingBuffer().copy(sections, flats)[0]["model"][2], torch.full((6,), 9))
 
 
 @pytest.mark.parametrize("leave", [lambda each: each.data, lambda each: each.half().float().clone()])
 def test_tensor_that_has_left_its_home_is_copied_from_where_it_is(leave: Any) -> None:
     """Another object in its place, or other memory behind the same object."""
-    sections, homes = settled()
+    sections, flats = settled()
     sections["model"][0].data = leave(sections["model"][0].clone()) + 1
     sections["model"][2] = torch.arange(6) + 1
-    slot = Slot()
+    slot = StagingBuffer()
     for _ in range(2):
-        assert same(slot.copy(sections, homes)[0], sections)
+        assert same(slot.copy(sections, flats)[0], sections)
 
 
 def test_tensors_that_share_memory_go_on_sharing_it() -> None:
     """A part that has two names is one part: nothing of that section is moved."""
     tensor = torch.arange(6.0)
     section = [tensor, tensor.view(2, 3), torch.ones(3)]
-    home = Home([place(each) for each in section])
-    home.take_in(section)
+    flat = FlatBuffer([layout_of(each) for each in section])
+    flat.adopt(section)
     tensor.fill_(5)
     assert torch.equal(section[1], torch.full((2, 3), 5.0))
-    assert not home.holds(section)
-    assert same(Slot().copy({"a": section}, {"a": home})[0], {"a": section})
+    assert not flat.owns(section)
+    assert same(StagingBuffer().copy({"a": section}, {"a": flat})[0], {"a": section})
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
@@ -155,8 +155,8 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
     seen: dict[str, Any] = {}
 
     def look(trainer: Any) -> None:
-        sections, build_state = trainer.snapshot(0, trainer.batch)
-        staged, _ = Slot().copy(sections, trainer.snapshot.homes)
+        sections, build_state = trainer.state.state_dict(0, trainer.batch)
+        staged, _ = StagingBuffer().copy(sections, trainer.state.buffers)
         build_state(staged)  # of a new best model two files are made
         state = build_state(staged)
         parameters = trainer.model.named_parameters()
@@ -178,10 +178,8 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
 
 def test_part_of_a_module_that_is_shared_is_named_twice() -> None:
     """As in its state dict; buffers that are not persistent are left out."""
-    from kit.yolo.capture import _Tensors
-
     module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Linear(2, 2))
     module.append(module[1])
     module.register_buffer("scratch", torch.ones(1), persistent=False)
-    assert _Tensors(module).names == list(module.state_dict())
-    assert _Tensors(module)()[0] is module[0].weight
+    assert ModuleTensors(module).names == list(module.state_dict())
+    assert ModuleTensors(module)()[0] is module[0].weight

@@ -16,10 +16,8 @@ from kit import config
 from kit.errors import CheckpointError, ModelError, Stopped
 from kit.yolo import evaluation, models
 from tests.help import samples, training
-from tests.help.training import stop_at
+from tests.help.training import STEPS, acting, stop_at
 from tests.store.test_archive import repack
-from tests.yolo.test_faults import acting
-from tests.yolo.test_trainer import ASKED
 
 Start = Callable[..., dict[str, Any]]
 
@@ -123,7 +121,7 @@ def test_damaged_best_is_not_evaluated_at_the_end(
     """It is said and set aside, and the run ends with what its epochs have found."""
     values = training.settings(place, lr0=0.0, warmup_bias_lr=0.0, epochs=2)  # the first epoch stays the best
     best = place / "working/runs/train/checkpoints/best.pt"
-    end = training.train(values, acting({ASKED + 1: lambda: damage(best)}))
+    end = training.train(values, acting({STEPS + 1: lambda: damage(best)}))
     said = capsys.readouterr().out
     assert f"WARNING: '{best}' " in said
     assert "It was set aside as best.pt.bad\n" in said
@@ -149,7 +147,7 @@ def test_best_that_cannot_be_measured_is_no_best(
     """Its checksums are right. In the run folder it is set aside, and an attached one does not enter that."""
     values = training.settings(place)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     folder = place / "working/runs/train/checkpoints"
     damage(folder / "best.pt")
     if attached:

@@ -12,9 +12,7 @@ import pytest
 from kit.errors import Stopped
 from kit.yolo.samples import LabelledSamples
 from tests.help import training
-from tests.help.training import Killed, differences, kill_at, rows, stop_at
-
-ASKED = 3 + 2  # times per epoch that `stop` is asked: after each batch, and twice during validation
+from tests.help.training import STEPS, Killed, differences, kill_at, rows, stop_at
 
 
 def rates(state: dict[str, Any]) -> list[float]:
@@ -67,7 +65,7 @@ def assert_exact_when_longer(values: dict[str, Any], gone: str = "") -> None:
     untouched = training.train({**longer, "kit.run": "runs/untouched"})
     if gone:
         Path(gone).unlink()
-    for at in (2, ASKED + 1):
+    for at in (2, STEPS + 1):
         with pytest.raises(Killed):
             training.train({**longer, "kit.run": "runs/killed"}, kill_at(at))
     again = training.train({**longer, "kit.run": "runs/killed"})
@@ -89,7 +87,7 @@ def test_shorter_run_is_complete(place: Path, capsys: pytest.CaptureFixture[str]
     """With fewer epochs than are done, only the final evaluation is left."""
     values = training.settings(place)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(2 * ASKED + 1))
+        training.train(values, stop_at(2 * STEPS + 1))
     training.train({**values, "epochs": 1})
     assert "Training is complete after 2 epochs: only the final evaluation is left" in capsys.readouterr().out
 
@@ -111,10 +109,10 @@ def test_other_learning_rate_takes_effect(place: Path, capsys: pytest.CaptureFix
     """`--resume FILE lr0=...`: the new rate and weight decay, with the optimizer's momentum kept."""
     values = training.settings(place, epochs=4, warmup_epochs=0, optimizer="SGD")
     with pytest.raises(Stopped):
-        training.train(values, stop_at(2 * ASKED + 2))
+        training.train(values, stop_at(2 * STEPS + 2))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     state = training.train({**values, "lr0": 0.001, "weight_decay": 0.1}, resume=str(latest))
-    assert "Not exact from here on, the settings changed: lr0: 0.01 -> 0.001" in capsys.readouterr().out
+    assert "No longer bit-exact, the settings changed: lr0: 0.01 -> 0.001" in capsys.readouterr().out
     before, after = rates(state)[1], rates(state)[2]
     assert 8 < before / after < 15
     decays = {group["weight_decay"] for group in state["optimizer_state_dict"]["param_groups"]}
@@ -125,7 +123,7 @@ def test_other_optimizer_starts_anew(place: Path, capsys: pytest.CaptureFixture[
     """Its memory does not fit another one; weights and position do."""
     values = training.settings(place, epochs=2, optimizer="SGD", nbs=4)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 1))
+        training.train(values, stop_at(STEPS + 1))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     state = training.train({**values, "optimizer": "AdamW"}, resume=str(latest))
     assert "the optimizer, which starts with no momentum (SGD -> AdamW)" in capsys.readouterr().out
@@ -140,7 +138,7 @@ def test_other_batch_size_goes_on_at_the_same_sample(
     """Eight of twelve samples were done: no sample is left out, and few are seen twice."""
     values = training.settings(place, epochs=2, nbs=8)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     state = training.train({**values, "batch": batch}, resume=str(latest))
     assert f"Starting training from epoch 2/2 ({place_in_epoch})" in capsys.readouterr().out
@@ -159,7 +157,7 @@ def test_branch_from_the_best_model_is_gone_on_with(
     values = training.settings(place, epochs=4)
     saves = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
     with pytest.raises(Stopped):
-        training.train({**values, **saves}, stop_at(2 * ASKED + 3))
+        training.train({**values, **saves}, stop_at(2 * STEPS + 3))
     folder = place / "working/runs/train/checkpoints"
     steps = training.read(folder / "latest.pt")["progress"]["global_step"]
     branch = {**values, **saves, "lr0": 0.001}
@@ -182,7 +180,7 @@ def test_branch_wins_over_an_attached_line_that_got_further(place: Path, capsys:
     """The output of the session before is still attached."""
     values = training.settings(place, epochs=4)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(2 * ASKED + 3))
+        training.train(values, stop_at(2 * STEPS + 3))
     shutil.copytree(place / "working/runs/train", place / "input/output")
     branch = {**values, "lr0": 0.001}
     with pytest.raises(Stopped):
@@ -199,7 +197,7 @@ def test_given_file_that_would_be_taken_anyway_is_no_branch(place: Path) -> None
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     latest = place / "working/runs/train/checkpoints/latest.pt"
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     end = training.train(values, resume=str(latest))
     assert end["progress"]["branch"] == 0
     assert differences(untouched, end) == []

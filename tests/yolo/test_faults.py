@@ -31,8 +31,8 @@ from kit.store.writer import Writer
 from kit.yolo import models
 from tests.help import samples, training
 from tests.help.fakes import FailingDisk, SickDisk
-from tests.help.training import differences, kill_at, rows, stop_at
-from tests.yolo.test_trainer import ASKED, EVERY_STEP, run
+from tests.help.training import STEPS, acting, differences, kill_at, rows, stop_at
+from tests.yolo.test_trainer import EVERY_STEP, run
 
 LOW = 32 << 20  # bytes left on a disk that is full for checkpoints, which leave a reserve, but not for small files
 AGAIN = "Saving works again."
@@ -53,7 +53,7 @@ def small(place: Path) -> Iterator[Path]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training does not wait for room."""
-    monkeypatch.setattr("kit.yolo.reporting.WAIT_S", 0.0)
+    monkeypatch.setattr("kit.yolo.saving.WAIT_S", 0.0)
 
 
 def crammed(small: Path) -> Callable[[], None]:
@@ -76,17 +76,6 @@ def fill(folder: Path, left: int = 0) -> None:
 def empty(folder: Path) -> None:
     """Make room again."""
     (folder / "filler").unlink()
-
-
-def acting(calls: dict[int, Callable[[], object]], then: Callable[[], str] = lambda: "") -> Callable[[], str]:
-    """Return a `stop` that does something the n-th time that it is asked."""
-    count = iter(range(1, 1 << 30))
-
-    def stop() -> str:
-        calls.get(next(count), lambda: None)()
-        return then()
-
-    return stop
 
 
 def step(path: Path) -> int:
@@ -129,8 +118,8 @@ def test_full_disk_is_said_once_and_training_goes_on(
         fill(small, left)  # what a failed save gave back
         seen.append(step(latest))
 
-    calls: dict[int, Callable[[], object]] = {n: lambda: fill(small, left) for n in range(ASKED + 2, 2 * ASKED + 1)}
-    calls |= dict.fromkeys(range(2 * ASKED + 1, 4 * ASKED + 2), look) | {4 * ASKED + 2: lambda: empty(small)}
+    calls: dict[int, Callable[[], object]] = {n: lambda: fill(small, left) for n in range(STEPS + 2, 2 * STEPS + 1)}
+    calls |= dict.fromkeys(range(2 * STEPS + 1, 4 * STEPS + 2), look) | {4 * STEPS + 2: lambda: empty(small)}
     again = training.train(run(values, "full"), acting(calls))
     said = capsys.readouterr().out
     assert len(warnings(said)) == 1, warnings(said)
@@ -149,7 +138,7 @@ def test_last_save_takes_the_room_of_what_can_be_made_again(small: Path, left: i
     values = training.settings(small.parent, nbs=4, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     folder, second = small / "runs/full/checkpoints", small / "runs/full/downloads/latest-e001-12345678.pt"
-    at = 2 * ASKED + 3 if end else ASKED + 3
+    at = 2 * STEPS + 3 if end else STEPS + 3
 
     def prepare() -> None:
         second.parent.mkdir()
@@ -168,7 +157,7 @@ def test_only_good_checkpoint_never_gives_way(small: Path, impatient: None) -> N
     """A run that goes on from previous.pt, with latest.pt set aside: it stays until there is another one."""
     values = training.settings(small.parent, **EVERY_STEP)
     with pytest.raises(Stopped):
-        training.train(run(values, "full"), stop_at(ASKED + 3))
+        training.train(run(values, "full"), stop_at(STEPS + 3))
     folder = small / "runs/full/checkpoints"
     flip_a_bit(folder / "latest.pt")
     with pytest.raises((Stopped, StorageError)):
@@ -185,11 +174,11 @@ def test_stop_on_a_crammed_disk_saves_into_scratch(
     latest = small / "runs/full/checkpoints/latest.pt"
     capsys.readouterr()
     with pytest.raises(Stopped) as caught:
-        training.train(run(values, "full"), acting({ASKED + 2: crammed(small)}, stop_at(ASKED + 3)))
+        training.train(run(values, "full"), acting({STEPS + 2: crammed(small)}, stop_at(STEPS + 3)))
     assert caught.value.exit_code == 75
     said = capsys.readouterr().out
     (rescued,) = (small.parent / "scratch").glob("*/rescued/*/latest.pt")
-    assert f"The checkpoint is in '{rescued}', which goes with the session" in said
+    assert f"The checkpoint is in '{rescued}', which ends with the session" in said
     assert re.search(r"Stopped in epoch 2/3, batch 3/3, and saved until epoch 1/3, batch [12]/3 \(", said)
     assert 3 <= step(latest) <= 5
     assert step(rescued) == 6
@@ -204,7 +193,7 @@ def test_disk_that_is_crammed_at_the_end_is_an_error(small: Path, impatient: Non
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     with pytest.raises(StorageError, match=r"The checkpoint is in .*make room and run again") as caught:
-        training.train(run(values, "full"), acting({2 * ASKED + 3: crammed(small)}))
+        training.train(run(values, "full"), acting({2 * STEPS + 3: crammed(small)}))
     assert caught.value.exit_code == 2
     assert 3 <= step(small / "runs/full/checkpoints/latest.pt") < 9
     assert status.read(small / "runs/full").get("state") != "finished"
@@ -216,8 +205,8 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
     """Somebody deletes something meanwhile: the run ends as if nothing had been."""
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
-    monkeypatch.setattr("kit.yolo.reporting.time.sleep", lambda seconds: empty(small))
-    again = training.train(run(values, "full"), acting({2 * ASKED + 3: crammed(small)}))
+    monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: empty(small))
+    again = training.train(run(values, "full"), acting({2 * STEPS + 3: crammed(small)}))
     assert "Waiting for room; a stop gives up." in capsys.readouterr().out
     assert_same(untouched, again)
 
@@ -225,11 +214,11 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_second_stop_gives_up_waiting_for_room(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever presses the button again wants to leave."""
     values, asked = training.settings(small.parent, **EVERY_STEP), ["once"]
-    monkeypatch.setattr("kit.yolo.reporting.WAIT_S", math.inf)
-    monkeypatch.setattr("kit.yolo.reporting.time.sleep", lambda seconds: asked.append("twice"))
-    stop = stop_at(ASKED + 3)
+    monkeypatch.setattr("kit.yolo.saving.WAIT_S", math.inf)
+    monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: asked.append("twice"))
+    stop = stop_at(STEPS + 3)
     with pytest.raises(Stopped, match="once"):
-        training.train(run(values, "full"), acting({ASKED + 2: crammed(small)}, lambda: stop() and asked[-1]))
+        training.train(run(values, "full"), acting({STEPS + 2: crammed(small)}, lambda: stop() and asked[-1]))
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -239,7 +228,7 @@ def test_disk_that_is_full_in_the_first_epoch_is_no_traceback(
     """There is no first best.pt; with room again the next validation writes one."""
     values = training.settings(small.parent, epochs=epochs)
     untouched = training.train(run(values, "untouched"))
-    room = {ASKED + 2: lambda: empty(small)}
+    room = {STEPS + 2: lambda: empty(small)}
     with pytest.raises(StorageError) if epochs == 1 else contextlib.nullcontext():
         training.train(run(values, "full"), acting({2: lambda: fill(small)} | room))
     assert len(warnings(capsys.readouterr().out)) == 1
@@ -254,7 +243,7 @@ def test_kill_while_the_disk_is_full_costs_no_more_than_the_older_checkpoint(sma
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     with pytest.raises(training.Killed):
-        training.train(run(values, "full"), acting({ASKED + 1: lambda: fill(small)}, kill_at(2 * ASKED + 2)))
+        training.train(run(values, "full"), acting({STEPS + 1: lambda: fill(small)}, kill_at(2 * STEPS + 2)))
     folder = small / "runs/full/checkpoints"
     (folder / ".latest.pt.1.tmp").write_bytes(b"")
     empty(small)
@@ -306,8 +295,8 @@ def test_failing_disk_is_said_once_and_saving_comes_back(
     monkeypatch.setattr("kit.run.run.Writer", functools.partial(Writer, disk=disk))
     capsys.readouterr()
     seen: list[int] = []
-    look = {n: lambda: seen.append(step(latest)) for n in range(ASKED + 3, 2 * ASKED + 3)}
-    turn = {ASKED + 2: lambda: setattr(disk, "sick", True), 2 * ASKED + 3: lambda: setattr(disk, "sick", False)}
+    look = {n: lambda: seen.append(step(latest)) for n in range(STEPS + 3, 2 * STEPS + 3)}
+    turn = {STEPS + 2: lambda: setattr(disk, "sick", True), 2 * STEPS + 3: lambda: setattr(disk, "sick", False)}
     again = training.train(run(values, "sick"), acting(look | turn))
     said = capsys.readouterr().out
     assert len(warnings(said)) == 1, warnings(said)
@@ -342,7 +331,7 @@ def test_best_model_that_is_there_in_spite_of_an_error_is_not_replaced_by_a_wors
 ) -> None:
     """The folder cannot be synced once, just after the rename of best.pt in epoch 2; epoch 3 is better than epoch 1."""
     found = [0.5, 0.7, 0.6]
-    monkeypatch.setattr("kit.yolo.loop.Resumable._current_map", lambda self: found[self.epoch])
+    monkeypatch.setattr("kit.yolo.loop.Resumable.current_map", lambda self: found[self.epoch])
 
     class Once(FailingDisk):
         def sync_folder(self, folder: Path) -> None:
@@ -357,7 +346,7 @@ def test_best_model_that_is_there_in_spite_of_an_error_is_not_replaced_by_a_wors
 
 
 @pytest.mark.parametrize("saving", [{}, EVERY_STEP], ids=["by the clock", "every batch"])
-@pytest.mark.parametrize("at", [2, ASKED + 3, 2 * ASKED + 3])
+@pytest.mark.parametrize("at", [2, STEPS + 3, 2 * STEPS + 3])
 def test_run_folder_that_is_deleted_comes_back(place: Path, at: int, saving: dict[str, float]) -> None:
     """Deleted in the first, second or last epoch: at the end all that a run leaves is there, with the same bits."""
     values = training.settings(place, **saving)
@@ -411,7 +400,7 @@ def test_dates_do_not_decide_between_checkpoints(place: Path, capsys: pytest.Cap
     values = training.settings(place, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
     with pytest.raises(Stopped):
-        training.train(run(values, "dated"), stop_at(ASKED + 3))
+        training.train(run(values, "dated"), stop_at(STEPS + 3))
     folder = place / "working/runs/dated/checkpoints"
     assert step(folder / "latest.pt") > step(folder / "previous.pt")
     for name in ("latest.pt", "previous.pt"):
@@ -444,7 +433,7 @@ def test_clock_that_is_set_back_while_training_changes_nothing(
         monkeypatch.setattr(time, "time", lambda: real() - 3600 * hours)
 
     with pytest.raises(Stopped):
-        training.train(run(values, "back"), acting({ASKED + 2: lambda: set_back(1)}, stop_at(2 * ASKED + 2)))
+        training.train(run(values, "back"), acting({STEPS + 2: lambda: set_back(1)}, stop_at(2 * STEPS + 2)))
     state = training.read(place / "working/runs/back/checkpoints/latest.pt")
     assert 0 <= state["progress"]["elapsed_s"] < 600
     again = training.train(run(values, "back"), acting({2: lambda: set_back(2)}))
@@ -476,7 +465,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Halfway:
         values = training.settings(folder, **EVERY_STEP)
         untouched = training.train(run(values, "untouched"))
         with pytest.raises(Stopped):
-            training.train(values, stop_at(ASKED + 3))
+            training.train(values, stop_at(STEPS + 3))
     return Halfway(values, folder / "working/runs/train", untouched)
 
 

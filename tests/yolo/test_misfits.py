@@ -14,9 +14,9 @@ import torch
 from kit.errors import CheckpointError, Stopped
 from kit.yolo import models
 from tests.help import training
-from tests.help.training import differences, stop_at
+from tests.help.training import STEPS, differences, stop_at
 from tests.yolo.test_surroundings import rewrite
-from tests.yolo.test_trainer import ASKED, EVERY_STEP
+from tests.yolo.test_trainer import EVERY_STEP
 
 State = dict[str, Any]
 
@@ -41,7 +41,7 @@ def attached(tmp_path_factory: pytest.TempPathFactory) -> Attached:
         values = training.settings(folder, **EVERY_STEP)
         untouched = training.train({**values, "kit.run": "runs/untouched"})
         with pytest.raises(Stopped):
-            training.train(values, stop_at(ASKED + 3))
+            training.train(values, stop_at(STEPS + 3))
     return Attached(values, folder / "working/runs/train/checkpoints/latest.pt", untouched)
 
 

@@ -20,11 +20,10 @@ from kit.errors import CheckpointError, MismatchError, ModelError, Stopped
 from kit.kaggle import session
 from kit.yolo import models
 from tests.help import training
-from tests.help.training import Killed, differences, kill_at, rows, stop_at
+from tests.help.training import STEPS, Killed, differences, kill_at, rows, stop_at
 from tests.yolo.test_surroundings import rewrite
 
 Start = Callable[..., dict[str, Any]]
-ASKED = 3 + 2  # times per epoch that `stop` is asked: after each batch, and twice during validation
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 
 
@@ -59,7 +58,7 @@ def width(state: dict[str, Any]) -> int:
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
 def test_fine_tuned_model_resumes_exactly(place: Path, pretrained: Start, task: str) -> None:
     """Made with 80 classes and trained on three: the class branch keeps the width of 80."""
-    end = assert_exact(pretrained(place, task), 2, ASKED, ASKED + 1)
+    end = assert_exact(pretrained(place, task), 2, STEPS, STEPS + 1)
     assert width(end) == 80 if task != "classify" else True
 
 
@@ -72,7 +71,7 @@ def test_model_made_with_fewer_equal_or_more_classes_resumes_exactly(
     """Whatever the number of classes of the file that it starts from, and of the data set; the width is the file's."""
     values = pretrained(place, nc=classes)
     training.name_more(values["data"], named)
-    end = assert_exact(values, 2, ASKED + 1)
+    end = assert_exact(values, 2, STEPS + 1)
     assert (len(end["architecture"]["names"]), width(end)) == (named, wide)
 
 
@@ -93,13 +92,13 @@ def test_fine_tuned_model_resumes_exactly_with_settings_of_its_own(
     place: Path, pretrained: Start, changes: dict[str, Any]
 ) -> None:
     """Those that act on what is taken from the pretrained file."""
-    assert_exact(pretrained(place, **changes), 2, ASKED + 1)
+    assert_exact(pretrained(place, **changes), 2, STEPS + 1)
 
 
 def test_description_with_a_pretrained_file_resumes_exactly(place: Path, pretrained: Start) -> None:
     """`model=x.yaml pretrained=y.pt` gives the class branch of y.pt to the model of x.yaml."""
     values = training.settings(place)
-    end = assert_exact({**values, "pretrained": pretrained(place)["model"]}, 2, ASKED + 1)
+    end = assert_exact({**values, "pretrained": pretrained(place)["model"]}, 2, STEPS + 1)
     assert width(end) == 80
 
 
@@ -108,7 +107,7 @@ def test_class_branch_keeps_the_activation_of_the_file_that_it_is_from(place: Pa
     values = {**training.settings(place), "pretrained": pretrained(place)["model"]}
     described = yaml.safe_load(Path(values["model"]).read_text()) | {"activation": "torch.nn.ReLU()"}
     Path(values["model"]).write_text(yaml.safe_dump(described))
-    end = assert_exact(values, 2, ASKED + 1)
+    end = assert_exact(values, 2, STEPS + 1)
     model = models.assemble(end)
     head = model.model[-1]
     assert isinstance(model.model[0].act, nn.ReLU)
@@ -120,7 +119,7 @@ def test_class_branch_keeps_the_activation_of_the_file_that_it_is_from(place: Pa
 def test_class_branch_of_another_family_resumes_exactly(place: Path, big: Callable[[str], Path]) -> None:
     """That of yolov8n in yolo11n: other layers, and other names of its tensors."""
     values = {**training.settings(place), "model": "yolo11n.yaml", "pretrained": str(big("yolov8n"))}
-    end = assert_exact(values, 2, ASKED + 1)
+    end = assert_exact(values, 2, STEPS + 1)
     assert "model.23.cv3.0.0.conv.weight" in end["model_state_dict"]
 
 
@@ -137,7 +136,7 @@ def test_fine_tuned_model_goes_on_from_a_given_file(place: Path, pretrained: Sta
     values = pretrained(place)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     Path(values["model"]).unlink()
     latest = place / "working/runs/train/checkpoints/latest.pt"
     assert differences(untouched, training.train(values, resume=str(latest))) == []
@@ -152,7 +151,7 @@ def test_checkpoint_of_an_earlier_version_resumes_exactly(
     training.name_more(values["data"], named)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     forget_modules(place / "working/runs/train/checkpoints/latest.pt")
     assert differences(untouched, training.train(values)) == []
 
@@ -161,7 +160,7 @@ def test_checkpoint_of_an_earlier_version_that_does_not_say_enough_is_refused(pl
     """In one sentence, and it stays where it is."""
     values = pretrained(place)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     forget_modules(latest)
     state = training.read(latest)
@@ -225,7 +224,7 @@ def test_comment_in_a_description_makes_no_other_run(place: Path) -> None:
     """Nor does a size that is not used, or the order of the entries."""
     values = training.settings(place)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 1))
+        training.train(values, stop_at(STEPS + 1))
     description = Path(values["model"])
     net = yaml.safe_load(description.read_text())
     net["scales"]["s"] = [1.0, 1.0, 1024]
@@ -240,7 +239,7 @@ def test_other_version_of_ultralytics_may_build_it_otherwise(
     """From the same file it is the same run, which goes on with what it is; with an edited one it is another."""
     values = training.settings(place)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 1))
+        training.train(values, stop_at(STEPS + 1))
     latest = place / "working/runs/train/checkpoints/latest.pt"
     state = training.read(latest)
     built = {**state["architecture"], "yaml": {**state["architecture"]["yaml"], "reg_max": 17}}
@@ -249,7 +248,7 @@ def test_other_version_of_ultralytics_may_build_it_otherwise(
     rewrite(latest, architecture=built, versions={**state["versions"], "ultralytics": "8.4.0"})
     if same:
         assert training.train(values)["epoch"] == 3
-        assert "the surroundings changed: ultralytics 8.4.0 -> " in capsys.readouterr().out
+        assert "the environment changed: ultralytics 8.4.0 -> " in capsys.readouterr().out
     else:
         Path(values["model"]).write_text(Path(values["model"]).read_text() + "# edited\n")
         assert "has other layers" in refused(values)
@@ -297,7 +296,7 @@ def test_model_file_in_another_folder_is_the_same(place: Path, pretrained: Start
     if setting == "pretrained":
         values |= {"pretrained": values["model"], "model": training.settings(place)["model"]}
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 1))
+        training.train(values, stop_at(STEPS + 1))
     (place / "elsewhere").mkdir()
     moved = Path(values[setting]).rename(place / "elsewhere" / Path(values[setting]).name)
     assert training.train({**values, setting: str(moved)})["epoch"] == 3
@@ -310,7 +309,7 @@ def test_other_weights_under_the_same_name_are_said(
     values = pretrained(place)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
     other = torch.load(values["model"], weights_only=False)
-    for at in (2, ASKED):
+    for at in (2, STEPS):
         assert "is not the one that this run began with" not in capsys.readouterr().out
         with pytest.raises(Stopped):
             training.train(values, stop_at(at))

@@ -5,7 +5,6 @@ This guards upgrades of ultralytics too: a release that changes the arithmetic o
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,32 +160,3 @@ def test_loop_gives_the_bits_of_ultralytics_own_from_a_pretrained_end_to_end_mod
     mine = assert_same_bits(training.settings(place, start=big("yolo26n"), **LONG))
     widths = {name: value.shape[1] for name, value in mine["model"].items() if name.endswith("cv3.0.2.weight")}
     assert widths == {"model.23.cv3.0.2.weight": 80, "model.23.one2one_cv3.0.2.weight": 80}
-
-
-LEANED_ON = {  # of BaseTrainer: what the kit overrides or calls, with its parameters
-    "__init__": ["self", "cfg", "overrides", "_callbacks"],
-    "_do_train": ["self"],
-    "_setup_train": ["self"],
-    "_build_train_pipeline": ["self"],
-    "_get_warmup_iterations": ["self", "num_batches"],
-    "_model_train": ["self"],
-    "_clear_memory": ["self", "threshold"],
-    "_handle_nan_recovery": ["self", "epoch"],
-    "check_resume": ["self", "overrides"],
-    "setup_model": ["self"],
-    "get_dataset": ["self"],
-    "get_dataloader": ["self", "dataset_path", "batch_size", "rank", "mode"],
-    "build_dataset": ["self", "img_path", "mode", "batch"],
-    "optimizer_step": ["self"],
-    "preprocess_batch": ["self", "batch"],
-    "validate": ["self"],
-    "final_eval": ["self"],
-    "save_metrics": ["self", "metrics"],
-    "label_loss_items": ["self", "loss_items", "prefix"],
-}
-
-
-@pytest.mark.parametrize("name", LEANED_ON)
-def test_signatures_that_the_trainer_leans_on_are_as_they_were(name: str) -> None:
-    """A release of ultralytics that moves one of these needs a look at `kit.yolo`."""
-    assert list(inspect.signature(getattr(BaseTrainer, name)).parameters) == LEANED_ON[name]

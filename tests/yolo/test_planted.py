@@ -25,9 +25,9 @@ from kit.errors import CheckpointError, DataError, InputError, ModelError, Stopp
 from kit.store import checkpoint
 from kit.yolo import models
 from tests.help import samples, training
-from tests.help.training import differences, stop_at
+from tests.help.training import STEPS, differences, stop_at
 from tests.store.test_checkpoint import Bomb
-from tests.yolo.test_trainer import ASKED, EVERY_STEP
+from tests.yolo.test_trainer import EVERY_STEP
 
 CODE = f"was refused: it holds {open.__module__}.open, which is code, not weights. Nothing was executed."
 
@@ -42,7 +42,7 @@ def stopped(place: Path, **changes: Any) -> tuple[dict[str, Any], Path]:
     """Train until epoch 2 and stop; return the settings and the folder of the checkpoints."""
     values = training.settings(place, **EVERY_STEP, **changes)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 3))
+        training.train(values, stop_at(STEPS + 3))
     return values, place / "working/runs/train/checkpoints"
 
 

@@ -22,7 +22,7 @@ EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 
 def with_little_memory(patch: pytest.MonkeyPatch, largest: int, epoch: int = 0) -> None:
     """Have the second batch of an epoch not fit into memory when it holds more than `largest` samples."""
-    own = Resumable._forward_backward
+    own = Resumable.forward_backward
 
     def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         result = own(self, i, batch)
@@ -30,12 +30,12 @@ def with_little_memory(patch: pytest.MonkeyPatch, largest: int, epoch: int = 0) 
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return result
 
-    patch.setattr(Resumable, "_forward_backward", forward_backward)
+    patch.setattr(Resumable, "forward_backward", forward_backward)
 
 
 def with_weights_gone_bad(patch: pytest.MonkeyPatch, epoch: int, times: int) -> None:
     """Have the second batch of an epoch break the weights, so many times in the run."""
-    own = Resumable._forward_backward
+    own = Resumable.forward_backward
 
     def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         result = own(self, i, batch)
@@ -43,7 +43,7 @@ def with_weights_gone_bad(patch: pytest.MonkeyPatch, epoch: int, times: int) -> 
             next(self.model.parameters()).data.fill_(float("nan"))
         return result
 
-    patch.setattr(Resumable, "_forward_backward", forward_backward)
+    patch.setattr(Resumable, "forward_backward", forward_backward)
 
 
 def run_killed(values: dict[str, Any], at: tuple[int, ...]) -> dict[str, Any]:
@@ -98,14 +98,14 @@ def noted(method: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
 def test_halvings_are_counted_over_sessions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three in the first epoch of the run, not of each session; the fourth says what to do."""
     values = training.settings(place, batch=12, epochs=1, **EVERY_STEP)
-    own = Resumable._forward_backward
+    own = Resumable.forward_backward
 
     def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         if i == 1 or self.batch_size == 12:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
         return own(self, i, batch)
 
-    monkeypatch.setattr(Resumable, "_forward_backward", forward_backward)
+    monkeypatch.setattr(Resumable, "forward_backward", forward_backward)
     with pytest.raises(Killed):
         training.train(values, kill_at(2))  # after 12 -> 6 and 6 -> 3, in the first batch of 3
     latest = place / "working/runs/train/checkpoints/latest.pt"
@@ -129,7 +129,7 @@ def test_other_errors_are_not_taken_for_full_memory(place: Path, monkeypatch: py
     def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError("a layer is wrong")
 
-    monkeypatch.setattr(Resumable, "_forward_backward", forward_backward)
+    monkeypatch.setattr(Resumable, "forward_backward", forward_backward)
     with pytest.raises(RuntimeError, match="a layer is wrong"):
         training.train(training.settings(place))
 
@@ -142,7 +142,7 @@ def test_way_back_from_bad_weights_survives_a_kill(
     values = training.settings(place, epochs=4, nbs=8, **EVERY_STEP)
     with_weights_gone_bad(monkeypatch, epoch=2, times=1)
     untouched = training.train({**values, "kit.run": "runs/untouched"})
-    assert "not a number in epoch 3: going back to the best model, of epoch" in capsys.readouterr().out
+    assert "NaN or inf in epoch 3: rolled back to the best model, of epoch" in capsys.readouterr().out
     assert untouched["epoch"] == 4
     assert untouched["loop"]["nan_recovery_attempts"] == 1
     assert all(value.isfinite().all() for value in untouched["model_state_dict"].values())
@@ -166,13 +166,13 @@ def test_bad_weights_before_the_first_best_are_said_and_never_kept_as_best(
     values = training.settings(place, epochs=1)
     with_weights_gone_bad(monkeypatch, epoch=0, times=1)
     training.train(values)
-    assert "there is no best.pt to go back to" in capsys.readouterr().out
+    assert "there is no best.pt to roll back to" in capsys.readouterr().out
     assert not (place / "working/runs/train/checkpoints/best.pt").exists()
 
 
 def with_an_infinite_average(patch: pytest.MonkeyPatch, epoch: int, *sections: str) -> None:
     """Have the second batch of an epoch put one Inf into the average, and into the model where it is named too."""
-    own = Resumable._forward_backward
+    own = Resumable.forward_backward
 
     def forward_backward(self: Any, i: int, batch: dict[str, Any]) -> dict[str, Any]:
         result = own(self, i, batch)
@@ -181,7 +181,7 @@ def with_an_infinite_average(patch: pytest.MonkeyPatch, epoch: int, *sections: s
                 next(buffer for name, buffer in module.named_buffers() if name.endswith("running_var"))[0] = math.inf
         return result
 
-    patch.setattr(Resumable, "_forward_backward", forward_backward)
+    patch.setattr(Resumable, "forward_backward", forward_backward)
 
 
 @pytest.mark.parametrize("at", [(), (6,), (8, 2)])
@@ -210,7 +210,7 @@ def test_infinity_in_the_model_too_goes_back_to_the_best_one(
     values = training.settings(place, **EVERY_STEP)
     with_an_infinite_average(monkeypatch, 1, "model")
     state = training.train(values)
-    assert "going back to the best model, of epoch 1 (attempt 1/3)" in capsys.readouterr().out
+    assert "rolled back to the best model, of epoch 1 (attempt 1/3)" in capsys.readouterr().out
     assert state["epoch"] == 3
     assert all(
         value.isfinite().all() for value in (*state["ema_state_dict"].values(), *state["model_state_dict"].values())

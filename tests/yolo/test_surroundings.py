@@ -122,7 +122,7 @@ def test_other_surroundings_are_said(place: Path, capsys: pytest.CaptureFixture[
     rewrite(latest, versions={**training.read(latest)["versions"], "torch": "2.0.1", "gpu": ["Tesla T4"]})
     assert training.train(values)["epoch"] == 2
     said = capsys.readouterr().out
-    assert f"Not exact from here on, the surroundings changed: torch 2.0.1 -> {torch.__version__}; gpu ['Tesla" in said
+    assert f"No longer bit-exact, the environment changed: torch 2.0.1 -> {torch.__version__}; gpu ['Tesla" in said
 
 
 def test_other_images_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +135,7 @@ def test_other_images_are_said(place: Path, capsys: pytest.CaptureFixture[str]) 
         shutil.copy(place / "shapes-detect/labels/train/0000.txt", images.parents[1] / f"labels/train/more{number}.txt")
     state = training.train(values)
     said = capsys.readouterr().out
-    assert "Not exact from here on, the surroundings changed: the list of training images" in said
+    assert "No longer bit-exact, the environment changed: the list of training images" in said
     assert "Starting training from epoch 2/2 (batch 3/4)" in said
     assert state["epoch"] == 2
 
@@ -154,7 +154,7 @@ def test_other_content_under_the_same_names_is_said(
     (place / "scratch").mkdir()
     assert training.train(values)["epoch"] == 2
     kind = "training" if split == "train" else "validation"
-    assert f"the surroundings changed: the {kind} {part}\n" in capsys.readouterr().out
+    assert f"the environment changed: the {kind} {part}\n" in capsys.readouterr().out
 
 
 def test_data_set_in_another_folder_with_other_dates_is_the_same(

@@ -17,12 +17,10 @@ from kit.store import checkpoint, disk
 from kit.yolo import models
 from kit.yolo.samples import LabelledSamples
 from tests.help import training
-from tests.help.training import Killed, differences, kill_at, rows, stop_at
+from tests.help.training import BATCHES, STEPS, Killed, differences, kill_at, rows, stop_at
 from tests.yolo.test_parity import build
 
 EVERY_STEP = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}  # a checkpoint after every batch
-BATCHES = 3  # per epoch, of 12 images in batches of 4
-ASKED = BATCHES + 2  # times per epoch that `stop` is asked: after each batch, and twice during validation
 
 
 def run(values: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
@@ -40,15 +38,15 @@ def test_run_killed_between_epochs_ends_bit_identical(place: Path, workers: int)
     values = training.settings(place, workers=workers, close_mosaic=1)
     untouched = training.train(run(values, "untouched", workers=0))
     killed = run(values, "killed")
-    kill(killed, at=ASKED + 2)
+    kill(killed, at=STEPS + 2)
     assert training.read(place / "working/runs/killed/checkpoints/latest.pt")["epoch"] == 1
-    kill(killed, at=ASKED + 1)
+    kill(killed, at=STEPS + 1)
     again = training.train(killed)
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
 
 
-@pytest.mark.parametrize("at", range(1, 3 * ASKED + 1))
+@pytest.mark.parametrize("at", range(1, 3 * STEPS + 1))
 def test_run_stopped_at_any_batch_ends_bit_identical(place: Path, at: int) -> None:
     """A stop after any batch, or during validation, costs nothing: running again ends with the same bits."""
     values = training.settings(place, nbs=12, warmup_epochs=1, close_mosaic=1)  # gradients of up to 3 batches in flight
@@ -111,7 +109,7 @@ def test_pretrained_start_resumes_without_its_file(place: Path) -> None:
     untouched = training.train(run(values, "untouched"))
     scratch_start = training.train(run({**values, "model": str(place / "tiny-detect.yaml")}, "scratch"))
     assert differences(untouched, scratch_start, ("model_state_dict",)), "the pretrained weights must have been used"
-    kill(run(values, "killed"), at=ASKED + 1)
+    kill(run(values, "killed"), at=STEPS + 1)
     weights.unlink()
     assert differences(untouched, training.train(run(values, "killed"))) == []
 
@@ -133,7 +131,7 @@ def test_checkpoint_has_the_keys_of_the_contract(place: Path) -> None:
 def test_results_file_holds_the_history_and_comes_back_on_a_fresh_disk(place: Path) -> None:
     """A lone latest.pt brings results.csv back; no row is doubled by a kill."""
     values = training.settings(place)
-    kill(run(values, "a"), at=2 * ASKED + 1)
+    kill(run(values, "a"), at=2 * STEPS + 1)
     shutil.copytree(place / "working/runs/a/checkpoints", place / "input/earlier/runs/train/checkpoints")
     shutil.rmtree(place / "working/runs")
     state = training.train(run(values, "b"))
@@ -202,7 +200,7 @@ def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(
 def test_resume_speaks_in_the_guides_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line each: found, resuming, resumed, best, starting."""
     values = training.settings(place, epochs=3)
-    kill(values, at=2 * ASKED + 1)
+    kill(values, at=2 * STEPS + 1)
     capsys.readouterr()
     training.train(values)
     said = capsys.readouterr().out
@@ -221,7 +219,7 @@ def test_damaged_latest_falls_back_to_previous(place: Path, capsys: pytest.Captu
     """A corrupt latest.pt never ends a run: previous.pt is used, the bad one is set aside, the output says so."""
     values = training.settings(place)
     untouched = training.train(run(values, "untouched"))
-    kill(run(values, "killed"), at=2 * ASKED + 1)
+    kill(run(values, "killed"), at=2 * STEPS + 1)
     folder = place / "working/runs/killed/checkpoints"
     content = bytearray((folder / "latest.pt").read_bytes())
     content[len(content) // 2] ^= 1
@@ -239,13 +237,13 @@ def test_damaged_latest_falls_back_to_previous(place: Path, capsys: pytest.Captu
 def test_other_settings_are_refused_until_the_user_decides(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed setting is listed with the two ways out; --resume FILE goes on and says what is no longer exact."""
     values = training.settings(place, epochs=2)
-    kill(values, at=ASKED + 1)
+    kill(values, at=STEPS + 1)
     latest = place / "working/runs/train/checkpoints/latest.pt"
     with pytest.raises(MismatchError, match=r"batch: 4 -> 6.*--resume .*latest.pt.*--resume never"):
         training.train({**values, "batch": 6})
     capsys.readouterr()
     state = training.train({**values, "batch": 6}, resume=str(latest))
-    assert "Not exact from here on, the settings changed: batch: 4 -> 6" in capsys.readouterr().out
+    assert "No longer bit-exact, the settings changed: batch: 4 -> 6" in capsys.readouterr().out
     assert state["progress"]["batches"] == 2
     assert state["epoch"] == 2
 
@@ -299,7 +297,7 @@ def test_lone_latest_writes_a_new_best(place: Path, capsys: pytest.CaptureFixtur
     """Where latest.pt arrives alone, the next validation writes a best.pt and the output says that the old is gone."""
     values = training.settings(place, epochs=2)
     with pytest.raises(Stopped):
-        training.train(values, stop_at(ASKED + 2))
+        training.train(values, stop_at(STEPS + 2))
     best = place / "working/runs/train/checkpoints/best.pt"
     best.unlink()
     training.train(values)
@@ -312,7 +310,7 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
 ) -> None:
     """Training stands at the model of the best mAP: best.pt is what it was."""
     values = training.settings(place, epochs=3)
-    kill(values, at=ASKED + 1)
+    kill(values, at=STEPS + 1)
     folder = place / "working/runs/train/checkpoints"
     before = checkpoint.read(folder / "best.pt", load=models.open_checkpoint)
     content = bytearray((folder / "best.pt").read_bytes())
@@ -322,7 +320,7 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
     kill(values, at=1)
     said = capsys.readouterr().out
     assert "was set aside as best.pt.bad" in said
-    assert "best.pt had gone: it was made anew from the checkpoint" in said
+    assert "best.pt was missing and has been rebuilt from the checkpoint" in said
     after = checkpoint.read(folder / "best.pt", load=models.open_checkpoint)
     assert differences(before, after) == []
     assert differences({"m": before["model"].state_dict()}, {"m": after["model"].state_dict()}, ("m",)) == []
@@ -331,8 +329,8 @@ def test_damaged_best_is_set_aside_and_made_anew_where_its_state_is_known(
 def test_best_of_the_same_run_is_brought_from_another_input(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """latest.pt and best.pt may come from two attached inputs; a best.pt of another run is not taken."""
     values = training.settings(place, epochs=3)
-    kill(run(values, "a"), at=2 * ASKED + 2)
-    kill(run(values, "b"), at=ASKED + 1)
+    kill(run(values, "a"), at=2 * STEPS + 2)
+    kill(run(values, "b"), at=STEPS + 1)
     a, b = (place / f"working/runs/{name}/checkpoints" for name in "ab")
     for source, name in ((b / "best.pt", "one"), (a / "best.pt", "two"), (a / "latest.pt", "three")):
         (place / "input" / name).mkdir()
@@ -347,8 +345,8 @@ def test_best_of_the_same_run_is_brought_from_another_input(place: Path, capsys:
 def test_checkpoints_in_the_way_of_a_given_one_are_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--resume FILE` from elsewhere overwrites nothing in the run folder."""
     values = training.settings(place, epochs=3)
-    kill(run(values, "a"), at=ASKED + 1)
-    kill(run(values, "b"), at=2 * ASKED + 1)
+    kill(run(values, "a"), at=STEPS + 1)
+    kill(run(values, "b"), at=2 * STEPS + 1)
     folder = place / "working/runs/b/checkpoints"
     contents = {name: (folder / name).read_bytes() for name in ("latest.pt", "previous.pt", "best.pt")}
     training.train(run(values, "b"), resume=str(place / "working/runs/a/checkpoints/latest.pt"))
@@ -360,8 +358,8 @@ def test_checkpoints_in_the_way_of_a_given_one_are_kept(place: Path, capsys: pyt
 def test_given_checkpoint_that_does_not_fit_moves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 2 says that nothing was lost: the next plain start goes on where the run stood."""
     values = training.settings(place, epochs=3)
-    kill(run(values, "a"), at=ASKED + 1)
-    kill(run(values, "b"), at=2 * ASKED + 1)
+    kill(run(values, "a"), at=STEPS + 1)
+    kill(run(values, "b"), at=2 * STEPS + 1)
     folder = place / "working/runs/b/checkpoints"
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
 
