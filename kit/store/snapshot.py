@@ -9,6 +9,7 @@ records, which makes `torch.save` cheap, and a section that is saved again by it
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import ref
@@ -47,10 +48,8 @@ class FlatBuffer:
             offsets.append(-(-sizes.get(kind, 0) // step) * step)
             sizes[kind] = offsets[-1] + layout.shape.numel()
         self.buffers = {
-            kind: torch.empty(
-                size, dtype=kind[1], device="cpu" if staging else kind[0], pin_memory=staging and pinned
-            ).zero_()
-            for kind, size in sizes.items()
+            (device, dtype): _staging(size, dtype, pinned) if staging else torch.zeros(size, dtype=dtype, device=device)
+            for (device, dtype), size in sizes.items()
         }
         self.views = [
             self.buffers[layout.device, layout.dtype].as_strided(layout.shape, layout.stride, offset)
@@ -98,6 +97,14 @@ def _modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
     for name, child in module._modules.items():
         if child is not None:
             yield from _modules(child, f"{prefix}{name}.")
+
+
+def _staging(size: int, dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Make memory that is touched already and begins at a page, as direct writing wants it (`kit.store.direct`)."""
+    if pinned or not size:
+        return torch.zeros(size, dtype=dtype, pin_memory=pinned)
+    pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).zero_()
 
 
 class StagingBuffer:

@@ -183,3 +183,13 @@ def test_part_of_a_module_that_is_shared_is_named_twice() -> None:
     module.register_buffer("scratch", torch.ones(1), persistent=False)
     assert ModuleTensors(module).names == list(module.state_dict())
     assert ModuleTensors(module)()[0] is module[0].weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_staging_memory_begins_where_the_disk_wants_it(dtype: torch.dtype) -> None:
+    """At a page, so that a checkpoint is written from where it lies."""
+    staging = StagingBuffer()
+    tensors = [torch.ones(5000, dtype=dtype), torch.ones(0, dtype=dtype), torch.ones(3, 7, dtype=dtype)]
+    copies, _ = staging.copy({"model": tensors})
+    assert copies["model"][0].untyped_storage().data_ptr() % 4096 == 0
+    assert all(torch.equal(one, other) for one, other in zip(tensors, copies["model"], strict=True))
