@@ -20,7 +20,7 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from kit.config import differences, from_dict
+from kit.config import differences
 from kit.errors import DiedError, StorageError
 from kit.run import order
 from kit.run.receipt import AHEAD_S
@@ -28,6 +28,7 @@ from kit.run.run import Run
 from kit.store import checkpoint, disk
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
+from kit.yolo.settings import from_dict
 from kit.yolo.state import TrainerState
 from kit.yolo.upstream import OwnLoop
 
