@@ -66,6 +66,7 @@ class StockTrainer:
     def __init__(
         self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
     ) -> None: ...
+    def train(self) -> None: ...
     def _do_train(self) -> None: ...  # the loop: `kit.yolo.loop` stands in its place
     def _setup_train(self) -> None: ...  # `Setup.set_up` goes around it
     def _build_train_pipeline(self) -> None: ...  # loaders anew, for a halved batch
