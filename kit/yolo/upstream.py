@@ -177,6 +177,13 @@ def allowing_models(file: Any) -> AbstractContextManager[None]:
     return allowed
 
 
+def bare_trainer(kind: type, args: Any, data: dict[str, Any]) -> Any:
+    """Return a trainer that is not set up, for its `get_model`, which reads nothing but these."""
+    trainer = object.__new__(kind)
+    vars(trainer).update(args=args, data=data, resume=False)
+    return trainer
+
+
 def own_iterator(loader: Any) -> Any:
     """Return the iterator that a loader of Ultralytics' would make for itself."""
     return DataLoader._get_iterator(loader)
