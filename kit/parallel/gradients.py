@@ -102,16 +102,12 @@ class Gradients:
     Args:
         parameters: The parameters that are trained.
         ranks: The processes.
-
-    Attributes:
-        buckets: What the gradients of a batch are exchanged in.
-        sent: How many of them are in flight, or were.
     """
 
     def __init__(self, parameters: list[Parameter], ranks: Ranks) -> None:
         self._parameters, self._ranks = parameters, ranks
         self._before: list[Gradient] = []
-        self.sent, self._order = 0, ranks.order
+        self.sent, self._order = 0, ranks.order  # how many buckets of this batch were sent
         self.buckets, self._others = self._make(), self._make()  # a sum stays in one while the next is on its way
         if ranks.size == ranks.slices:
             for bucket in self.buckets:  # whose last gradient comes last, or nearly so: a hook for each costs more

@@ -31,21 +31,14 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those that train together; without arguments, the only one.
-
-    Args:
-        world: Of all processes.
-
-    Attributes:
-        main_rank: The main process, by its number in the world.
-        slices: That a batch is cut into.
-        cuda: The processes exchange gradients from GPU to GPU.
-        group: The processes that have slices to run, or None where that is only this one.
-    """
+    """This process among those that train together; without arguments, the only one."""
 
     def __init__(self, world: World = ALONE) -> None:
-        self.world, self.main_rank, self.slices, self.cuda = world, 0, 1, False
-        self.group: Any = None
+        self.world = world
+        self.main_rank = 0  # the main process, by its number in the world
+        self.slices = 1  # that a batch is cut into
+        self.cuda = False  # gradients are exchanged from GPU to GPU
+        self.group: Any = None  # the processes that have slices to run, or None where that is only this one
         self._patient: Any = None  # the same processes, where one may take long
 
     @property

@@ -23,23 +23,14 @@ ABANDONED = "abandoned"  # the suffix of the newest checkpoint before a branch, 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint file that was looked at.
-
-    Attributes:
-        path: Where it lies.
-        summary: What it holds, or None when it is damaged or none of the kit's.
-        identity: What it was trained as: `task`, `names` (classes), `structure`, and more that `mismatch` looks at.
-        config: The settings that it was trained with.
-        problem: Why it is no good checkpoint, or an empty text.
-        state: All of it; the tensors stay on disk until they are touched.
-    """
+    """A checkpoint file that was inspected."""
 
     path: Path
-    summary: Summary | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict, repr=False)
-    problem: str = ""
-    state: dict[str, Any] | None = field(default=None, repr=False)
+    summary: Summary | None = None  # None where it is damaged or none of the kit's
+    identity: dict[str, Any] = field(default_factory=dict)  # what it was trained as: `task`, `names`, `structure` ...
+    config: dict[str, Any] = field(default_factory=dict, repr=False)  # the settings that it was trained with
+    problem: str = ""  # why it is no good checkpoint
+    state: dict[str, Any] | None = field(default=None, repr=False)  # all of it; tensors stay on disk until touched
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth printing, as plain values."""
@@ -49,17 +40,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a candidate is taken.
-
-    Attributes:
-        candidate: The candidate; verified when it was taken, or good enough to be.
-        taken: Whether to resume from it.
-        reason: Why not, or an empty text.
-    """
+    """Whether a candidate is taken; one that is, or could be, is verified."""
 
     candidate: Candidate
     taken: bool = False
-    reason: str = ""
+    reason: str = ""  # why not
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth printing, as plain values."""

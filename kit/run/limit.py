@@ -19,20 +19,17 @@ class Deadline:
     Args:
         hours: Length of the session in hours, or 'auto'.
         backup: The last checkpoint has to be uploaded too.
-
-    Attributes:
-        ends: When the session ends, in Unix seconds, or None.
-        step_s: Seconds that the last step took.
     """
 
-    step_s = math.inf
+    step_s = math.inf  # seconds that the last step took
 
     def __init__(self, hours: float | str = "auto", backup: bool = False) -> None:
-        self.ends = deadline(hours)
+        self.ends = deadline(hours)  # in Unix seconds, or None
         self._length = self.ends - started() if self.ends else math.inf
-        self._end = time.monotonic() + self.ends - time.time() if self.ends else math.inf  # nobody sets this clock back
+        self._end = time.monotonic() + self.ends - time.time() if self.ends else math.inf
         self._margin = MARGIN_S + (BACKUP_S if backup else 0)
-        self._slowest, self._asked, self._reserve = 0.0, 0.0, self._margin
+        self.slowest_s = 0.0  # the longest time between two steps
+        self._asked, self._reserve = 0.0, self._margin
 
     def should_stop(self, save_s: float = 0.0) -> bool:
         """Tell whether to stop now; asked after every step, it measures how long one takes.
@@ -43,15 +40,10 @@ class Deadline:
         now = time.monotonic()
         if self._asked:
             self.step_s = now - self._asked
-            self._slowest = max(self._slowest, self.step_s)
+            self.slowest_s = max(self.slowest_s, self.step_s)
         self._asked = now
-        self._reserve = min(3 * (self._slowest + save_s) + self._margin, LARGEST_RESERVE * self._length)
+        self._reserve = min(3 * (self.slowest_s + save_s) + self._margin, LARGEST_RESERVE * self._length)
         return now + self._reserve >= self._end
-
-    @property
-    def slowest_s(self) -> float:
-        """The longest time between two steps, in seconds."""
-        return self._slowest
 
     def report(self) -> dict[str, Any]:
         """Return for `status.json` when the session ends, when training leaves it, and how long one trains."""

@@ -33,49 +33,29 @@ class NoWriter(Writer):
 
 @dataclass
 class Run:
-    """One run, in this session.
-
-    Attributes:
-        config: The settings.
-        folder: The run folder.
-        identity: What tells this run from others, as `kit.yolo.resume.identify` has it.
-        status: Where news goes.
-        stop: Returns why to stop training now, or an empty text.
-        limit: The session's end.
-        resumed: The checkpoint to resume from, or None; dropped once it is restored, for it holds its file open.
-        source: The checkpoint's path.
-        install: Brings it into the run folder once it is restored.
-        run_id: Same for every session of the run.
-        files: A hash of each file that the run's model began with.
-        data: The data set: `path`, which a model of the run remembers, and `fingerprint`, as `kit.data.check` has it.
-        branch: How often it was resumed from a given file; `branched` says that this session was.
-        sessions: Where the sessions after the first began, in epochs.
-        ranks: The processes that train together.
-        writer: Where checkpoints go; nowhere, except in the main process.
-        receipt: The losses after the checkpoint, to be compared with those of the session before.
-        known: It was said why this session is not exact.
-    """
+    """One run, in this session."""
 
     config: Config
     folder: Path
-    identity: dict[str, Any]
-    status: Status
-    stop: Callable[[], str]
-    resumed: dict[str, Any] | None
+    identity: dict[str, Any]  # what tells this run from others, as `kit.yolo.resume.identify` has it
+    status: Status  # silent, except in the main process
+    stop: Callable[[], str]  # returns why to stop training now, or an empty text
+    resumed: dict[str, Any] | None  # the checkpoint to resume from; dropped once restored, for it holds its file open
     limit: Deadline = field(default_factory=Deadline)
     ranks: Ranks = field(default_factory=Ranks)
-    source: str = ""
-    install: Callable[[], None] = lambda: None
+    source: str = ""  # the checkpoint's path
+    install: Callable[[], None] = lambda: None  # brings it into the run folder once it is restored
 
     def __post_init__(self) -> None:
-        self.sessions: list[float] = []
-        self.known = False
+        self.sessions: list[float] = []  # where those after the first began, in epochs
+        self.known = False  # it was said why this session is not exact
         progress = self.resumed["progress"] if self.resumed else {}
-        self.branch, self.branched = progress.get("branch", 0), progress.get("branched", False)
-        self.data: dict[str, Any] = {}
+        self.branch: int = progress.get("branch", 0)  # how often it was resumed from a given file
+        self.branched: bool = progress.get("branched", False)  # this session was
+        self.data: dict[str, Any] = {}  # `path`, which a model remembers, and `fingerprint`, as `kit.data.check` has it
         began = self.resumed["architecture"] if self.resumed else self.identity
-        self.files: dict[str, str] = began.get("files", {})
-        self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]
+        self.files: dict[str, str] = began.get("files", {})  # a hash of each that the run's model began with
+        self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]  # the same in all sessions
         kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
         self.receipt = Receipt(self.status.values.get("receipt"), line)
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"

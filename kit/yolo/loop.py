@@ -15,17 +15,15 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-import numpy
-import torch
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import autocast, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from kit.config import differences
 from kit.errors import DiedError, StorageError
-from kit.run import order
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
 from kit.store import checkpoint, disk
+from kit.yolo.batches import Batches
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
 from kit.yolo.settings import from_dict
@@ -33,7 +31,7 @@ from kit.yolo.state import TrainerState
 from kit.yolo.upstream import OwnLoop
 
 
-class Resumable(Recovery, OwnLoop):
+class Resumable(Recovery, Batches, OwnLoop):
     """Mixin over one of Ultralytics' trainers; it resumes from wherever `run.resumed` stands."""
 
     def __init__(self, run: Run, overrides: dict[str, Any], callbacks: dict[str, Any] | None = None) -> None:
@@ -138,11 +136,11 @@ class Resumable(Recovery, OwnLoop):
         for i, batch in zip(range(self.batch, batches), self.train_loader, strict=False):
             self.run_callbacks("on_train_batch_start")
             try:
-                batch = self._run_batch(i, batch)
+                batch = self.run_batch(i, batch)
             except RuntimeError as error:
                 self._halve_batch(error)
                 return False
-            self._step_if_due(i)
+            self.step_if_due(i)
             self.batch, self.global_step, self.progressed = i + 1, self.global_step + 1, True
             if self.args.plots and i + batches * self.epoch in self.plot_idx:
                 self.plot_training_samples(batch, i + batches * self.epoch)
@@ -156,20 +154,6 @@ class Resumable(Recovery, OwnLoop):
         self.oom_retries = 0
         return True
 
-    def _run_batch(self, i: int, batch: Any) -> Any:
-        """Run a batch, whose random numbers are a function of its position; return it as it went in."""
-        batches = len(self.train_loader)
-        self._warm_up(i + batches * self.epoch, batches)
-        order.seed_all(order.mix("batch", self.args.seed, self.epoch, i), cuda=True)
-        return self.forward_backward(i, batch)
-
-    def _step_if_due(self, i: int) -> None:
-        """Step the optimizer when gradients of enough batches are accumulated."""
-        step = i + len(self.train_loader) * self.epoch
-        if step - self.last_opt_step >= self.accumulate:
-            self.optimizer_step()
-            self.last_opt_step = step
-
     def look_ahead(self) -> None:
         """After the save of a stop, train a few batches more, for the next session to compare itself with."""
         if self.stop or self.batch == len(self.train_loader):
@@ -180,51 +164,10 @@ class Resumable(Recovery, OwnLoop):
         self._ahead = True
         with suppress(RuntimeError, DiedError):  # memory is full, a worker is gone, no batch comes: there is no receipt
             for i, batch in zip(range(self.batch, last), self.train_loader, strict=False):
-                self._run_batch(i, batch)
-                self._step_if_due(i)
+                self.run_batch(i, batch)
+                self.step_if_due(i)
                 step += 1
                 run.status.update(receipt=run.receipt.note(step, self.tloss or {}, self.global_step))
-
-    def _warm_up(self, step: int, batches: int) -> None:
-        """Bring learning rates, momentum and accumulation to their targets over the first batches."""
-        length = self.warmup_batches(batches)
-        if not length or step > length:
-            return
-        nominal = max(round(self.args.nbs / self.batch_size), 1)
-        nominal = min(nominal, batches * self.epochs)
-        self.accumulate = max(1, int(numpy.interp(step, [0, length], [1, nominal]).round()))
-        for group in self.optimizer.param_groups:
-            first = self.args.warmup_bias_lr if group.get("param_group") == "bias" else 0.0
-            target = group["initial_lr"] * self.lf(self.epoch)
-            group["lr"] = float(numpy.interp(step, [0, length], [first, target]))
-            if "momentum" in group:
-                ends = [self.args.warmup_momentum, self.args.momentum]
-                group["momentum"] = float(numpy.interp(step, [0, length], ends))
-
-    def forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
-        """Add the gradients of a batch, or of a slice of one, to those that are there.
-
-        Args:
-            i: The batch's number within the epoch.
-            batch: As the loader has it.
-            share: What the loss counts for in that of the whole batch.
-
-        Returns:
-            The batch as it went into the model.
-        """
-        with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
-            batch = self.preprocess_batch(batch)
-            loss, items = self.model(batch)
-            self.loss, self.loss_items, means = loss.sum(), items, self.tloss
-            if not self.loss_names:
-                self.loss_names = tuple(items)
-                self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
-            self.tloss = (
-                items if means is None else {name: (means[name] * i + value) / (i + 1) for name, value in items.items()}
-            )
-        self.scaler.scale(self.loss if share == 1.0 else self.loss * share).backward()
-        self.loss = self.loss.detach()
-        return batch
 
     def _end_epoch(self) -> None:
         """Validate, log and save in the main process; the others follow where it goes on from."""

@@ -31,7 +31,7 @@ from kit.errors import CheckpointError, ModelError
 from kit.store import archive, disk
 from kit.store.checkpoint import shapes
 from kit.yolo.tasks import STOCK
-from kit.yolo.upstream import allowing_models
+from kit.yolo.upstream import allowing_models, bare_trainer
 
 INPUT_WIDTH = re.compile(r"\.(one2one_)?cv3\.0\.2\.weight$")  # of the last convolution of a class branch
 
@@ -161,8 +161,7 @@ def build(task: str, description: Any, weights: Any, data: dict[str, Any]) -> An
     Raises:
         ModelError: It cannot be built.
     """
-    trainer: Any = object.__new__(STOCK[task])
-    trainer.args, trainer.data, trainer.resume = DEFAULT_CFG, data, False
+    trainer = bare_trainer(STOCK[task], DEFAULT_CFG, data)
     try:
         model = trainer.get_model(cfg=deepcopy(description), weights=weights, verbose=False)
     except Exception as error:  # a description may be wrong in any way

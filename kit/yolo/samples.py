@@ -38,19 +38,12 @@ EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
 class PureSamples:
-    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in any process, at any time.
-
-    Attributes:
-        order: Of the run's epochs.
-        close_mosaic_epoch: From this epoch on (from 0), mosaic and its like are closed; None for never.
-        hyp: The settings that the transforms are built from.
-        processes: That train on this machine.
-    """
+    """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in any process, at any time."""
 
     order: EpochOrder
-    close_mosaic_epoch: int | None = None
-    hyp: Any = None
-    processes = 1
+    close_mosaic_epoch: int | None = None  # from this one on (from 0), mosaic and its like are closed
+    hyp: Any = None  # the settings that the transforms are built from
+    processes = 1  # that train on this machine
     root: Any
     _closed = False
 

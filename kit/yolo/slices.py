@@ -201,7 +201,7 @@ def assign_slices(run: Run, cuda: bool) -> None:
         )
 
 
-def sliced_trainer(run: Run, overrides: dict[str, Any]) -> type:
+def sliced_trainer(run: Run, overrides: dict[str, Any]) -> type[SlicedTrainer]:
     """Return the trainer of the task in slices, and prepare its settings."""
     ranks = run.ranks
     overrides["plots"] = ranks.is_main and run.config.get("plots")

@@ -39,12 +39,6 @@ class TrainerState:
     Training waits while tensors are looked up, so that builds nothing: the checkpoint is made of their copies, by the
     thread that writes it. The tensors of model, EMA and optimizer are moved together, for a copy of a thousand small
     ones takes twice as long.
-
-    Args:
-        trainer: The trainer.
-
-    Attributes:
-        buffers: The memory that the tensors of a section were moved to.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -52,7 +46,7 @@ class TrainerState:
         self.model = model = unwrap_model(trainer.model)
         self._modules = {"model_state_dict": ModuleTensors(model), "ema_state_dict": ModuleTensors(trainer.ema.ema)}
         self._parameters = list(model.named_parameters())
-        self.buffers: dict[str, FlatBuffer] = {}
+        self.buffers: dict[str, FlatBuffer] = {}  # the memory that the tensors of a section were moved to
         run = trainer.run
         self._constant = {
             "config": run.config.to_dict(),

@@ -45,7 +45,7 @@ from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
 from kit.yolo.tasks import STOCK
 
-TRAINERS: dict[str, type] = {
+TRAINERS: dict[str, type[Resumable]] = {
     task: type(f"Resumable{stock.__name__}", (Resumable, stock), {}) for task, stock in STOCK.items()
 }
 
@@ -238,7 +238,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.say(f"Training finished: {len(trainer.history)} epochs, {best}")
 
 
-def _left(trainer: Any, limit: Deadline) -> str:
+def _left(trainer: Resumable, limit: Deadline) -> str:
     """Return how much is left to do, estimated from the epochs so far."""
     if trainer.stop:
         return "only the final evaluation is left"

@@ -36,10 +36,6 @@ class Trainer(Upstream):
         """Do something in the main process only."""
         work()
 
-    def forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
-        """Add the gradients of a batch to those that are there; see `kit.yolo.loop`."""
-        raise NotImplementedError
-
     def look_ahead(self) -> None:
         """After the save of a stop, train a few batches more, for the next session to compare itself with."""
         raise NotImplementedError

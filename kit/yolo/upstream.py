@@ -66,6 +66,7 @@ class StockTrainer:
     def __init__(
         self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
     ) -> None: ...
+    def train(self) -> None: ...
     def _do_train(self) -> None: ...  # the loop: `kit.yolo.loop` stands in its place
     def _setup_train(self) -> None: ...  # `Setup.set_up` goes around it
     def _build_train_pipeline(self) -> None: ...  # loaders anew, for a halved batch
@@ -174,6 +175,13 @@ def allowing_models(file: Any) -> AbstractContextManager[None]:
     """Have `torch.load(weights_only=True)` accept the model classes on Ultralytics' allow-list that a file names."""
     allowed: AbstractContextManager[None] = _SafeLoad.loading(file)
     return allowed
+
+
+def bare_trainer(kind: type, args: Any, data: dict[str, Any]) -> Any:
+    """Return a trainer that is not set up, for its `get_model`, which reads nothing but these."""
+    trainer = object.__new__(kind)
+    vars(trainer).update(args=args, data=data, resume=False)
+    return trainer
 
 
 def own_iterator(loader: Any) -> Any:

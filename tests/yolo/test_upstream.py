@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 from ultralytics.data import YOLODataset, base, utils
+from ultralytics.data.augment import Mosaic, RandomPerspective
 from ultralytics.data.build import InfiniteDataLoader
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn import tasks
 
 from kit.yolo import upstream
+from kit.yolo.mosaic import LazyMosaic, LazyPerspective
 from tests.help import training
 from tests.yolo.test_parity import build
 
@@ -48,6 +50,8 @@ def test_attributes_of_the_trainer_are_there_after_a_training(place: Path) -> No
         (base.check_file_speeds, ["files", "threshold_ms", "threshold_mb", "max_files", "prefix"]),
         (tasks._SafeLoad.loading, ["weight"]),
         (DataLoader._get_iterator, ["self"]),
+        (Mosaic.apply_image, parameters(LazyMosaic.apply_image)),
+        (RandomPerspective.apply_image, parameters(LazyPerspective.apply_image)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
