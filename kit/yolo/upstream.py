@@ -179,7 +179,7 @@ def allowing_models(file: Any) -> AbstractContextManager[None]:
 
 def bare_trainer(kind: type, args: Any, data: dict[str, Any]) -> Any:
     """Return a trainer that is not set up, for its `get_model`, which reads nothing but these."""
-    trainer = object.__new__(kind)
+    trainer: Any = object.__new__(kind)
     vars(trainer).update(args=args, data=data, resume=False)
     return trainer
 
