@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import InputError, KitError
+from kit.errors import KitError
 
 if TYPE_CHECKING:
     from kit.config import Config
@@ -40,33 +40,33 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
         KitError: Something given cannot be used, or training failed; the message says what to do.
     """
     from kit import config as settings_of
-    from kit.dashboard import Board, boxed
+    from kit.dashboard import Board, show_errors
     from kit.process import launch
 
     board = Board()
-    with boxed(board):
+    with show_errors(board):
         outcome = launch.run(config, settings_of.to_words(_dotted(settings)), resume, board.follow)
         board.close(failed=bool(outcome.error))
         if outcome.error:
-            raise (InputError if outcome.code == InputError.exit_code else KitError)(outcome.error)
+            raise outcome.error
     return outcome.status
 
 
 def progress(config: str | Path | None = None, **settings: Any) -> dict[str, Any]:
     """Return what the run last said, empty where there is none yet; a notebook shows it as the dashboard."""
-    from kit.dashboard import Progress, boxed
+    from kit.dashboard import Progress, show_errors
     from kit.run import status
 
-    with boxed():
+    with show_errors():
         folder = _load(config, settings).run_folder
         return Progress(folder, status.read(folder))
 
 
 def downloads(config: str | Path | None = None, **settings: Any) -> None:
     """Show links to `best.pt`, `latest.pt` and the rest, with size, epoch, mAP and checksum."""
-    from kit.dashboard import boxed, show_downloads
+    from kit.dashboard import show_downloads, show_errors
 
-    with boxed():
+    with show_errors():
         show_downloads(_load(config, settings).run_folder)
 
 
@@ -79,10 +79,10 @@ def results(config: str | Path | None = None, **settings: Any) -> None:
         KitError: There is no best.pt yet, or it could not be measured.
     """
     from kit import config as settings_of
-    from kit.dashboard import boxed, show_results
+    from kit.dashboard import show_errors, show_results
     from kit.process import launch
 
-    with boxed():
+    with show_errors():
         show_results(lambda: launch.measure(config, settings_of.to_words(_dotted(settings))))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,6 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", default="auto", metavar="auto|never|FILE", help="default: auto")
     train.add_argument("settings", nargs="*", metavar="key=value", help="an Ultralytics setting, or kit.NAME")
+    for role, function in (("worker", _worker), ("backups", _backups), ("measure", _measure)):  # the launcher's own
+        added = commands.add_parser(role)
+        added.set_defaults(command=function)
+        if role == "backups":
+            added.add_argument("task", choices=(backups.FETCH, backups.KEEP))
+        for option in ("--config", "--resume"):
+            added.add_argument(option)
+        added.add_argument("--ended", type=Path)
+        added.add_argument("--restarted", action="append", default=[])
+        added.add_argument("settings", nargs="*")
     for name, function, text in (
         ("status", _status, "Say how a run is getting on."),
         ("results", _results, "Measure the best model: pictures and results.json in the run folder's results."),
@@ -73,9 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if worker.is_worker():
-        main = backups.main if os.environ.get(backups.TASK) else worker.main
-        return main(config_module.load(options.config, options.settings), options.resume)
+    if worker.under_torchrun():  # that the user has started
+        return worker.main(config_module.load(options.config, options.settings), options.resume)
     from kit.process import launch
 
     def follow(text: str, config: object) -> None:
@@ -85,8 +93,21 @@ def _train(options: argparse.Namespace) -> int:
     return launch.run(options.config, options.settings, options.resume, follow).code
 
 
-def _status(options: argparse.Namespace) -> int:
+def _worker(options: argparse.Namespace) -> int:
+    config = config_module.load(options.config, options.settings)
+    return worker.main(config, options.resume, options.ended, options.restarted)
 
+
+def _backups(options: argparse.Namespace) -> int:
+    config = config_module.load(options.config, options.settings)
+    return backups.main(options.task, config, options.resume, options.ended)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    return worker.measure(config_module.load(options.config, options.settings), options.ended)
+
+
+def _status(options: argparse.Namespace) -> int:
     folder = config_module.load(options.config, options.settings).run_folder
     values = status.read(folder)
     if options.json:
@@ -102,9 +123,6 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    config = config_module.load(options.config, options.settings)
-    if worker.is_worker():
-        return worker.measure(config)
     from kit.process import launch
     from kit.run import scores
 

@@ -20,6 +20,7 @@ from kit.kaggle import session
 PACKAGE = session.REPOSITORY / "kit"
 FLOORS = {
     "errors": 0,
+    "text": 0,
     "kaggle": 1,
     "store": 2,
     "config": 3,
@@ -211,7 +212,10 @@ def test_no_public_name_is_that_of_a_room() -> None:
         ("MismatchError", 2),
         ("StorageError", 2),
         ("BusyError", 1),
+        ("CrashError", 1),
         ("LostError", 76),
+        ("DiedError", 77),
+        ("FullError", 77),
         ("Stopped", 75),
     ],
 )

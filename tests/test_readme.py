@@ -61,6 +61,14 @@ def test_wheels_in_the_readme_are_what_the_image_lacks() -> None:
     assert {bootstrap._name(word) for word in named} == lacking
 
 
+def test_every_variable_is_in_the_table_of_the_settings() -> None:
+    """And the table has no other."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (session.REPOSITORY / "kit").rglob("*.py"))
+    page = (session.REPOSITORY / "docs/settings.md").read_text(encoding="utf-8")
+    listed = [name for row in re.findall(r"^\| (`KIT_[^|]*)\|", page, re.MULTILINE) for name in row.split(",")]
+    assert {name.strip(" `") for name in listed} == set(re.findall(r"\bKIT_[A-Z_]+", code))
+
+
 def test_file_in_the_readme_exists() -> None:
     """The tree names files that are there."""
     tree = re.search(r"```\n(notebooks/.*?)```", README, re.DOTALL)

@@ -4,7 +4,7 @@
 `downloads` looks after the files to take away, `gpus` asks the driver, `results` shows how good the best model is.
 """
 
-from kit.dashboard.board import Board, Progress, boxed, show_downloads
+from kit.dashboard.board import Board, Progress, show_downloads, show_errors
 from kit.dashboard.results import show_results
 
-__all__ = ["Board", "Progress", "boxed", "show_downloads", "show_results"]
+__all__ = ["Board", "Progress", "show_downloads", "show_errors", "show_results"]

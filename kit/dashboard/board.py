@@ -23,10 +23,10 @@ from typing import Any
 from kit.config import Config
 from kit.dashboard import gpus, page
 from kit.dashboard.downloads import Downloads, link, table
-from kit.dashboard.facts import LINES, STALE_S, Around, look
+from kit.dashboard.facts import LINES, STALE_S, Context, look
 from kit.dashboard.files import Files, alive
 from kit.dashboard.frontend import on_colab, shell, show, start_folder
-from kit.errors import BusyError, InputError, KitError, Stopped, StorageError
+from kit.errors import KitError, StorageError
 from kit.kaggle import session
 from kit.store import disk
 
@@ -35,25 +35,35 @@ PAGE_S = 5.0  # the same for progress.html, which reloads itself
 FREE_S = 60.0  # seconds between two looks at the free space
 PAGE = "progress.html"
 LOG = "train.log"
-TITLES = {
-    InputError: "Something has to be corrected first",
-    BusyError: "The run is in use",
-    Stopped: "Stopped",
-    KitError: "Training failed",
+TITLES = {  # of an error's box, by its kind
+    "input": "Something has to be corrected first",
+    "config": "A setting has to be corrected first",
+    "data": "The data set cannot be used",
+    "model": "The model cannot be used",
+    "checkpoint": "The checkpoint cannot be used",
+    "mismatch": "The checkpoint belongs to other settings",
+    "storage": "The disk cannot take what has to be written",
+    "moved": "The run folder was moved",
+    "busy": "The run is in use",
+    "lost": "Another training process has ended",
+    "died": "A part of training was killed",
+    "memory": "Memory is full",
+    "stopped": "Stopped",
 }
+FAILED = "Training failed"  # of any other
 
 
 class Board:
     """What a training cell shows from its start to its end.
 
     Args:
-        mode: `live` in a notebook's kernel, `last` for a batch run (lines, and one card at the end), `lines` where
+        mode: `live` in a notebook's kernel, `batch` for a batch run (lines, and one card at the end), `lines` where
             there is no front end; default what this is.
         show: Shows HTML and text.
     """
 
     def __init__(self, mode: str | None = None, show: Callable[..., None] = show) -> None:
-        here = "lines" if shell() is None else "last" if session.run_type() == "batch" else "live"
+        here = "lines" if shell() is None else "batch" if session.run_type() == "batch" else "live"
         self.mode, self._show = mode or here, show
         self.folder: Path | None = None
         self._lines: deque[str] = deque(maxlen=LINES)
@@ -125,7 +135,7 @@ class Board:
         assert self.folder is not None
         if self._due("free", FREE_S):
             self._free = session.free(session.working())
-        around = Around(
+        context = Context(
             now=time.time(),
             since=self._since,
             gpus=() if last else gpus.look(self._library),
@@ -135,7 +145,7 @@ class Board:
             lines=() if last else tuple(self._lines),
             failed=failed,
         )
-        facts = look(self._files, around)
+        facts = look(self._files, context)
         html = page.render(facts)
         live = self.mode == "live"
         self._show(html, page.text(facts, messages=live), f"{self._id}-board", update)
@@ -146,7 +156,7 @@ class Board:
 
     def _draw_downloads(self, update: bool = True) -> None:
         assert self.folder is not None
-        self._show(*offer(self._downloads, self.folder), f"{self._id}-files", update)
+        self._show(*render_downloads(self._downloads, self.folder), f"{self._id}-files", update)
 
 
 def write_page(path: Path, html: str, reload: bool) -> None:
@@ -158,7 +168,7 @@ def write_page(path: Path, html: str, reload: bool) -> None:
     disk.publish(path, lambda file: file.write(text), durable=False)
 
 
-def offer(downloads: Downloads, folder: Path) -> tuple[str, str]:
+def render_downloads(downloads: Downloads, folder: Path) -> tuple[str, str]:
     """Return the downloads as HTML and text, with the log and the page for a tab of its own."""
     start = None if on_colab() else start_folder()  # Colab shows a page of another host: no link reaches the files
     html, text = table(downloads.items, folder, start)
@@ -177,7 +187,7 @@ def show_downloads(folder: Path) -> None:
     """Show the downloads of a run: links with size, epoch, mAP and checksum; in Colab the browser's own download."""
     ready = Downloads(folder, session.run_type() != "batch")
     ready.settle()
-    show(*offer(ready, folder))
+    show(*render_downloads(ready, folder))
     if on_colab():
         from google.colab import files
 
@@ -200,7 +210,7 @@ class Progress(dict[str, Any]):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         lives = alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
-        facts = look(Files(self._folder), Around(now=time.time(), alive=lives))
+        facts = look(Files(self._folder), Context(now=time.time(), alive=lives))
         if not self and not facts.rows:
             nothing = f"There is no run in {self._folder} yet."
             return {"text/plain": nothing, "text/html": page.wrap(f'<div class="kit-note">{nothing}</div>')}
@@ -208,7 +218,7 @@ class Progress(dict[str, Any]):
 
 
 @contextmanager
-def boxed(board: Board | None = None) -> Iterator[None]:
+def show_errors(board: Board | None = None) -> Iterator[None]:
     """Show one of the kit's errors as a red box in a notebook: what happened, what to do, and the log.
 
     Args:
@@ -221,15 +231,8 @@ def boxed(board: Board | None = None) -> Iterator[None]:
             folder = board.folder if board else None
             log = folder / LOG if folder else None
             address = link(log, LOG, start_folder(), "Download the whole log") if log and log.exists() else ""
-            said = str(error).splitlines() or [""]
-            if len(said) > 1:  # a crash, told by the end of the log
-                advice = (
-                    "Run the cell again: it goes on from the last checkpoint. If it happens again, the log says where."
-                )
-                what = f"{said[-1]}\n{advice}"
-            else:
-                what = said[0]
-            title = next(text for kind, text in TITLES.items() if isinstance(error, kind))
-            show(page.box(title, what, str(error) if len(said) > 1 else "", address), f"{title}: {error}")
+            title, what = TITLES.get(error.kind, FAILED), "\n".join(filter(None, [error.message, error.hint]))
+            details = f"\n{error.details}" if error.details else ""
+            show(page.box(title, what, error.details, address), f"{title}: {error}{details}")
             error.shown = session.run_type() != "batch"  # whose log has no boxes
         raise

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from kit.dashboard.files import size
 from kit.dashboard.page import wrap
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
 from kit.store import archive, disk
+from kit.text import size
 
 FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files

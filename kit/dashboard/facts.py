@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kit.dashboard.files import Files, Row, size
+from kit.dashboard.files import Files, Row
+from kit.errors import StorageError
+from kit.text import size
 
 RUNNING = ("starting", "training", "validating", "evaluating")
 METRICS = ("metrics/mAP50-95(M)", "metrics/mAP50-95(P)", "metrics/mAP50-95(B)", "metrics/accuracy_top1")
 LINES = 6  # of what the run said
+NOTICES = 4  # that are shown
 RECENT = 5  # epochs that the time of one is taken from
 LOW = 500e6  # bytes; below that a disk is said to be nearly full
 STALE_S = 60.0  # seconds without news after which it is asked whether the training process still lives
@@ -30,7 +33,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Around:
+class Context:
     """What is known of a run beside its files.
 
     Attributes:
@@ -77,6 +80,8 @@ class Facts:
         rows: Of results.csv.
         warnings, lines: To be shown.
         messages: All that the run said in this session.
+        notices: What is wrong now: kind, message and hint of each.
+        error: What ended the run, where no box says so.
         gpus: What there is.
         backup: What `backup.json` says.
     """
@@ -108,34 +113,36 @@ class Facts:
     warnings: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    notices: tuple[dict[str, str], ...] = ()
+    error: str = ""
     gpus: tuple[Gpu, ...] = ()
     backup: dict[str, Any] = field(default_factory=dict)
 
 
-def look(files: Files, around: Around) -> Facts:
+def look(files: Files, context: Context) -> Facts:
     """Say how a run stands.
 
     Args:
         files: Of the run.
-        around: What is known beside them.
+        context: What is known beside them.
     """
-    return weigh(files.status(), files.rows(), files.backup(), around)
+    return compute(files.status(), files.rows(), files.backup(), context)
 
 
-def weigh(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any], around: Around) -> Facts:
+def compute(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any], context: Context) -> Facts:
     """Work out what there is to show.
 
     Args:
         values: As `status.read` returns them.
         rows: Of results.csv.
         backup: Of backup.json.
-        around: What is known beside them.
+        context: What is known beside them.
     """
-    fresh = bool(values) and values.get("updated", 0) >= around.since
+    fresh = bool(values) and values.get("updated", 0) >= context.since
     state = str(values.get("state", "starting")) if fresh else "starting"
-    if around.failed:
+    if context.failed:
         state = "failed"
-    elif state in RUNNING and not around.alive:
+    elif state in RUNNING and not context.alive:
         state = "gone"
     messages = tuple(values.get("messages") or ()) if fresh else ()
     facts = Facts(
@@ -144,19 +151,26 @@ def weigh(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any],
         epochs=int(values.get("epochs") or 0),
         resumed=tuple(values.get("sessions") or ()),
         rows=rows,
-        lines=around.lines or messages[-LINES:],
+        lines=context.lines or messages[-LINES:],
         messages=messages,
-        gpus=around.gpus,
+        notices=tuple(values.get("notices") or ()) if fresh else (),
+        error=sentence(values) if state == "failed" and not context.failed else "",
+        gpus=context.gpus,
         backup=backup,
         **_measures(values, rows),
     )
     if fresh:
         facts = replace(facts, **_place(values, rows))
-        facts = replace(facts, **_times(values, rows, facts, around))
+        facts = replace(facts, **_times(values, rows, facts, context))
     elif rows:
         epoch = int(rows[-1].get("epoch", 0))
         facts = replace(facts, epoch=epoch, done=float(epoch), epoch_s=_epoch_s(rows), elapsed_s=rows[-1].get("time"))
-    return replace(facts, warnings=tuple(_warnings(facts, around)))
+    return replace(facts, warnings=tuple(_warnings(facts, context)))
+
+
+def sentence(notice: dict[str, Any]) -> str:
+    """Write a notice, or what ended a run: what happened and what to do."""
+    return " ".join(str(notice[name]) for name in ("message", "hint") if notice.get(name))
 
 
 def _place(values: dict[str, Any], rows: tuple[Row, ...]) -> dict[str, Any]:
@@ -178,7 +192,7 @@ def _epoch_s(rows: tuple[Row, ...]) -> float | None:
     return statistics.median(taken) if taken else None
 
 
-def _times(values: dict[str, Any], rows: tuple[Row, ...], facts: Facts, around: Around) -> dict[str, Any]:
+def _times(values: dict[str, Any], rows: tuple[Row, ...], facts: Facts, context: Context) -> dict[str, Any]:
     elapsed, running = values.get("elapsed_s"), facts.state in RUNNING
     epoch_s = _epoch_s(rows) or (elapsed / facts.done if elapsed and facts.done else None)
     times: dict[str, Any] = {"elapsed_s": elapsed, "epoch_s": epoch_s, "cost_percent": values.get("cost_percent")}
@@ -190,11 +204,11 @@ def _times(values: dict[str, Any], rows: tuple[Row, ...], facts: Facts, around: 
         times["left_s"] = max(facts.epochs - facts.done, 0) * epoch_s
     saved = (values.get("checkpoint") or {}).get("time")
     if saved:
-        times["saved_s"] = max(around.now - saved, 0.0)
+        times["saved_s"] = max(context.now - saved, 0.0)
     if facts.state in ("training", "validating"):
         times["lost_s"] = times.get("saved_s")
     if running and values.get("session_ends"):
-        times |= _session(values, facts, times, around.now)
+        times |= _session(values, facts, times, context.now)
     return times
 
 
@@ -223,23 +237,15 @@ def _measures(values: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
     return {"metric": label, "current": found[-1] if found else None, "best": best}
 
 
-def _warnings(facts: Facts, around: Around) -> Iterable[str]:
-    disk: str | None = None
-    said: dict[str, None] = {}
-    for message in facts.messages:
-        if message.startswith("WARNING: ") and message.endswith("saving is tried again."):
-            disk = message
-        elif message.startswith("Saving works again"):
-            disk = None
-        elif message.startswith("WARNING: "):
-            said[message] = None
-    for message in [*said, *filter(None, [disk])][-4:]:
-        yield message.removeprefix("WARNING: ")
+def _warnings(facts: Facts, context: Context) -> Iterable[str]:
+    for notice in facts.notices[-NOTICES:]:
+        yield sentence(notice)
     if facts.backup.get("problem"):
         yield f"The last backup failed: {facts.backup['problem']}"
-    if around.free is not None and around.free < LOW and not disk:
-        yield f"The working folder has only {size(around.free)} left: delete files that you do not need."
-    epochs, every = int(facts.done), 0 if around.backup else around.remind
+    full = any(notice.get("kind") == StorageError.kind for notice in facts.notices)  # which says more
+    if context.free is not None and context.free < LOW and not full:
+        yield f"The working folder has only {size(context.free)} left: delete files that you do not need."
+    epochs, every = int(facts.done), 0 if context.backup else context.remind
     if facts.state in RUNNING and every and epochs >= every and epochs % every < max(every // 5, 1):
         yield (
             f"Epoch {epochs}: a good moment to download best.pt and latest.pt, below. There is no backup (kit.backup), "

@@ -73,21 +73,3 @@ def alive(values: dict[str, Any]) -> bool:
         return b"kit" in Path(f"/proc/{int(values['pid'])}/cmdline").read_bytes()
     except (OSError, KeyError, TypeError, ValueError):
         return False
-
-
-def size(number: float) -> str:
-    """Write a number of bytes in its unit."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= length:
-            return f"{number / length:.1f} {unit}" if number < 100 * length else f"{number / length:.0f} {unit}"
-    return f"{number:.0f} B"
-
-
-def clock(seconds: float) -> str:
-    """Write a time with its two largest units, the smaller one always with two digits, so that nothing jumps."""
-    whole = round(max(seconds, 0))
-    if whole >= 86400:
-        return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

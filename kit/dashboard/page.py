@@ -7,8 +7,8 @@ import re
 
 from kit.dashboard import curves
 from kit.dashboard.facts import RUNNING, Facts
-from kit.dashboard.files import clock
 from kit.dashboard.style import STYLE
+from kit.text import clock
 
 TITLES = {
     "starting": ("Starting", "kit-run"),
@@ -39,6 +39,7 @@ def render(facts: Facts) -> str:
         f'<span class="kit-mute">{html.escape(facts.run)}</span><span class="kit-mute">{elapsed}</span></div>',
         _bars(facts),
         f'<div class="kit-tiles">{"".join(tile(*each) for each in tiles(facts))}</div>' if facts.epochs else "",
+        f'<div class="kit-error">{html.escape(facts.error)}</div>' if facts.error else "",
         "".join(f'<div class="kit-warn">{html.escape(text)}</div>' for text in facts.warnings),
         charts(facts) if facts.rows or facts.batches else "",
     ]
@@ -155,6 +156,7 @@ def text(facts: Facts, messages: bool = True) -> str:
         words.append(f"{clock(facts.left_s)} left")
     lines = ["  ".join(filter(None, words))]
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in tiles(facts) if facts.epochs]
+    lines += [f"error: {facts.error}"] if facts.error else []
     lines += [f"WARNING: {warning}" for warning in facts.warnings]
     return "\n".join([*lines, *(facts.messages if messages else ()), *filter(None, [NEXT.get(facts.state, "")])])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.dashboard import page
-from kit.dashboard.facts import Around, weigh
+from kit.dashboard.facts import Context, compute
 from kit.dashboard.files import Files
 from kit.dashboard.frontend import show
 from kit.errors import CheckpointError, Stopped
@@ -24,7 +24,7 @@ def render(folder: Path) -> tuple[str, str]:
     """Return the results as HTML and as text."""
     values = scores.read(folder)
     files = Files(folder)
-    facts = weigh(files.status(), files.rows(), {}, Around(now=0.0))
+    facts = compute(files.status(), files.rows(), {}, Context(now=0.0))
     parts = [
         f'<div class="kit-head"><b>Results of best.pt</b><span class="kit-mute">epoch {values["epoch"]}</span>'
         f'<span class="kit-mute">{values["images"]} {_images(values)}</span></div>',

@@ -9,9 +9,10 @@ import ctypes
 import signal
 import sys
 
+from kit.errors import DiedError, FullError
 from kit.kaggle import machine
 
-AGAIN = ": run again to go on from the last checkpoint."
+AGAIN = "Run again to go on from the last checkpoint."
 FULL = "lower workers=, batch= or imgsz=, and leave cache= off"
 HINTS: dict[int, str] = {
     signal.SIGKILL: f"Most often memory is full: {FULL}.",
@@ -20,9 +21,10 @@ HINTS: dict[int, str] = {
 }
 
 
-def lost(who: str, code: int, kills_before: int) -> str:
-    """Say how a process ended, and what to do."""
-    return f"{ended(who, code)}{AGAIN}{hint(code, kills_before)}"
+def lost(who: str, code: int, kills_before: int) -> DiedError:
+    """Return the exception for a process that was ended: how, and what to do."""
+    kind = FullError if _is_full(code, kills_before) else DiedError
+    return kind(f"{ended(who, code)}.{hint(code, kills_before)}", AGAIN)
 
 
 def ended(who: str, code: int) -> str:
@@ -42,9 +44,13 @@ def hint(code: int, kills_before: int) -> str:
         code: As above.
         kills_before: What `machine.oom_kills` was while the process lived.
     """
-    if code == -signal.SIGKILL and machine.oom_kills() > kills_before:
+    if _is_full(code, kills_before):
         return f" Memory is full, and the kernel ended it: {FULL}."
     return f" {HINTS[-code]}" if -code in HINTS else ""
+
+
+def _is_full(code: int, kills_before: int) -> bool:
+    return code == -signal.SIGKILL and machine.oom_kills() > kills_before
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

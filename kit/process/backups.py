@@ -1,9 +1,11 @@
 """Backups off the machine, by a process of their own beside the one that trains.
 
-The launcher starts it twice, with the words that it starts training with: `FETCH` before training brings the newest
-backup of the run into scratch, where discovery finds it; `KEEP` during training uploads the newest published
+The launcher starts it twice: `python -m kit backups fetch` before training brings the newest backup of the run into
+scratch, where discovery finds it; `python -m kit backups keep` during training uploads the newest published
 checkpoints, and the last ones at the end. A process can be ended in mid-upload, which a thread cannot; the clients'
 imports, threads and output stay out of the notebook's kernel; and it is nicer to the CPU than training.
+
+`Keeper` is the second one as the launcher sees it: it lives as long as training, whatever ends it.
 
 Neither goes on where it does not know what the store holds: the one ends the start then (unless
 `kit.backup_required=False`), the other uploads nothing.
@@ -18,7 +20,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
+from pathlib import Path
+from subprocess import Popen
+from types import FrameType, TracebackType
 
 from kit.backup.pins import sweep
 from kit.backup.restore import fetch
@@ -27,15 +31,17 @@ from kit.backup.stores import open_store
 from kit.backup.upload import Backup, report
 from kit.config import Config
 from kit.errors import KitError
-from kit.kaggle import session
-from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
+from kit.kaggle import deaths, machine, session
+from kit.process.children import POLL_S, Log
+from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
 
-TASK = "KIT_BACKUP"  # set by the launcher: FETCH or KEEP
 FETCH, KEEP = "fetch", "keep"
-POLL_S = 1.0
+LOOK_S = 1.0  # between two looks for a new checkpoint
 LAST_S = 300.0  # seconds for the last upload
 LAST_PAUSES_S = (1, 2, 4)  # after each time that it failed
 READY_PAUSE_S = 5  # between two looks for what was uploaded at last
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # before it is started again; doubled each time
+LAST_TRIES = 2  # where the last upload itself is killed
 
 
 def time_left(config: Config) -> float:
@@ -44,8 +50,14 @@ def time_left(config: Config) -> float:
     return LAST_S if end is None else max(0.0, min(LAST_S, end - time.time() - 5))
 
 
-def main(config: Config, resume: str) -> int:
+def main(task: str, config: Config, resume: str, ended: Path) -> int:
     """Do in this process what the launcher asked for.
+
+    Args:
+        task: `fetch` or `keep`.
+        config: The settings.
+        resume: `auto`, `never` or the path of a checkpoint.
+        ended: Takes an exception, for the launcher.
 
     Returns:
         0, or what `kit train` has to exit with.
@@ -62,7 +74,6 @@ def main(config: Config, resume: str) -> int:
         if number == ORPHANED:
             signal.alarm(ORPHAN_S)
 
-    task = os.environ[TASK]
     for number in (signal.SIGINT, signal.SIGTERM, ORPHANED):
         signal.signal(number, ask if task == KEEP else leave(say, "Stopped before training began.", 75))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # held back by the launcher until here
@@ -76,10 +87,12 @@ def main(config: Config, resume: str) -> int:
             _keep(config, resume, stop, say)
     except KitError as error:
         say(f"error: {error}")
+        write_ending(ended, error)
         return error.exit_code
     except Exception as error:  # in a client or here
-        required = config.kit.backup_required
-        say(f"{'error' if required and task == FETCH else 'WARNING'}: There are no backups: {describe(error)}")
+        problem, required = KitError(f"There are no backups: {describe(error)}"), config.kit.backup_required
+        say(f"{'error' if required and task == FETCH else 'WARNING'}: {problem}")
+        write_ending(ended, problem)
         return int(required)
     return 0
 
@@ -91,12 +104,93 @@ def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], Non
     backup = Backup(config.run_folder, address, open_store(address), resume == "never", say)
     while not stop:
         backup.step()
-        time.sleep(POLL_S)
+        time.sleep(LOOK_S)
     left, pauses = time_left(config), list(LAST_PAUSES_S)
-    give_up = time.monotonic() + left - POLL_S
+    give_up = time.monotonic() + left - LOOK_S
     if not backup.current:
         say(f"Backing up the last state, for {left:.0f} s at most; a stop now skips it.")
     while not backup.step(last=True) and (backup.waits or pauses) and time.monotonic() < give_up:
         time.sleep(READY_PAUSE_S if backup.waits else pauses.pop(0))
     if line := report(config.run_folder):
         say(line)
+
+
+class Keeper:
+    """Starts the process that keeps backups, and starts it again.
+
+    Args:
+        start: Starts the process.
+        config: The settings.
+        log: Takes what is said.
+    """
+
+    def __init__(self, start: Callable[[], Popen[bytes]], config: Config, log: Log) -> None:
+        self._begin, self._config, self._log = start, config, log
+        self._pause, self._next = FIRST_PAUSE_S, 0.0
+        self._said = False
+        self._start()
+
+    def _start(self) -> None:
+        self._kills = machine.oom_kills()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it knows what that asks for
+        try:
+            self._process = self._begin()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _died(self) -> bool:
+        """Tell whether the process was ended from outside, and say so the first time."""
+        code = self._process.poll()
+        if code is None or code >= 0:  # what ends by itself has said why
+            return False
+        if not self._said:
+            self._said = True
+            lost = deaths.ended("The process that keeps backups", code)
+            self._log.say(f"WARNING: {lost}: it is started again.{deaths.hint(code, self._kills)}")
+        return True
+
+    def watch(self) -> None:
+        """Start the process again where it was killed, after a pause."""
+        if not self._died():
+            return
+        if not self._next:
+            self._next = time.monotonic() + self._pause
+        elif time.monotonic() >= self._next:
+            self._pause, self._next = min(2 * self._pause, LONGEST_PAUSE_S), 0.0
+            self._start()
+
+    def finish(self, asked: list[float]) -> None:
+        """Wait for the last backup, for some minutes and until a stop is asked for once more.
+
+        Args:
+            asked: Requests to stop; it may grow.
+        """
+        for _ in range(LAST_TRIES):
+            if self._died():
+                self._start()
+            wait_for(self._process, self._config, asked, self._log.show)
+            if self._process.poll() is None or self._process.returncode >= 0:
+                break
+        self._log.show()
+        if self._process.poll() is None:
+            self._log.say(f"WARNING: The last backup was cut off. {report(self._config.run_folder)}")
+        elif self._process.returncode < 0:
+            lost = deaths.ended("The process that keeps backups", self._process.returncode)
+            self._log.say(f"WARNING: {lost} in the last upload. {report(self._config.run_folder)}")
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        sweep(self._config.run_folder)
+
+
+def wait_for(process: Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:
+    """Ask for the last backup and wait for it, for some minutes and until a stop is asked for once more."""
+    give_up, so_far = time.monotonic() + time_left(config), len(asked)
+    process.terminate()
+    while process.poll() is None and time.monotonic() < give_up and len(asked) == so_far:
+        show()
+        time.sleep(POLL_S)

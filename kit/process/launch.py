@@ -27,12 +27,12 @@ from typing import Any
 from kit import config as config_module
 from kit.config import Config
 from kit.data import find
-from kit.errors import CheckpointError, DiedError, InputError, KitError, ModelError, Stopped
+from kit.errors import CheckpointError, DiedError, KitError, ModelError, Stopped
 from kit.kaggle import deaths, machine, session
 from kit.process import backups, children
-from kit.process.bounds import LAST_S, Bounds
-from kit.process.children import Log
-from kit.process.keeper import Keeper
+from kit.process.backups import Keeper
+from kit.process.children import LAST_S, Bounds, Log
+from kit.process.parent import ending, read_ending
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
@@ -49,13 +49,13 @@ class Outcome:
         code: 0 finished, 75 stopped with a good checkpoint, 2 bad input, 1 anything else.
         status: The last that it wrote into `status.json`.
         folder: The run folder.
-        error: What went wrong, from what this process wrote into the log; empty when nothing did.
+        error: What went wrong; None where nothing did.
     """
 
     code: int
     status: dict[str, Any]
     folder: Path
-    error: str
+    error: KitError | None
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
         path: Of the config file.
         words: Settings as `key=value`.
         resume: `auto`, `never` or the path of a checkpoint.
-        follow: Called ten times a second with what the log has got since, and the config.
+        follow: Called ten times a second with new text of the log, and the config.
 
     Raises:
         InputError: Something given cannot be used; nothing was started or written.
@@ -93,27 +93,19 @@ def run(
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    def start(log: Log, resume: str, processes: int = 1, task: str = "", **variables: str) -> Popen[bytes]:
-        arguments = ["train", "--resume", resume, *words, *(["--config", str(path)] if path is not None else [])]
-        return children.start(arguments, log, processes, task, **variables)
-
-    with _forwarding() as asked:
-        code = 0
+    with _forwarding() as asked, ending() as ended, ExitStack() as stack:
+        job = _Job(config, resume, _arguments(path, words), ended, said, asked)
+        code, error = 0, None
         if config.kit.backup:
             with Log(folder / LOG, tell) as log:
-                code = children.watch(start(log, resume, task=backups.FETCH), log, asked, Bounds(config))
-                if code < 0:
-                    log.say(f"error: {deaths.lost('The process that fetches the backup', code, machine.oom_kills())}")
-                    code = 1
+                code, error = _fetch(job, log)
         if code == 0 and asked:
             code = Stopped.exit_code
         if code == 0:
             if resume == "never" and (old := disk.set_run_aside(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            with Log(folder / LOG, tell) as log:
-                code = _train(config, resume, start, log, said, asked)
-    error = "" if code in (0, 75) else _error("".join(said).splitlines())
+            code, error = _train(job, stack.enter_context(Log(folder / LOG, tell)))
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
         if code == 2 and same and not list((folder / "checkpoints").glob("*.pt")):
@@ -121,42 +113,91 @@ def run(
     return Outcome(code, status.read(folder), folder, error)
 
 
-def _train(
-    config: Config,
-    resume: str,
-    start: Callable[..., Popen[bytes]],
-    log: Log,
-    said: deque[str],
-    asked: list[float],
-) -> int:
-    """Have a run trained, again where a part of it was killed, with another process beside it that keeps backups."""
-    count, restarts = processes(config), Restarts(config, resume)
+@dataclass(frozen=True)
+class _Job:
+    """What the children of one training have in common.
+
+    Attributes:
+        config: The settings.
+        resume: `auto`, `never` or the path of a checkpoint.
+        arguments: Of each child's command line.
+        ended: Where a child that fails writes its exception.
+        said: The end of the log.
+        asked: Requests to stop; it may grow.
+    """
+
+    config: Config
+    resume: str
+    arguments: list[str]
+    ended: Path
+    said: deque[str]
+    asked: list[float]
+
+    def start(self, log: Log, *role: str, resume: str = "", processes: int = 1) -> Popen[bytes]:
+        command, *own = role
+        options = ["--resume", resume or self.resume, "--ended", str(self.ended)]
+        words = [command, *options, *own, *self.arguments]  # the words side by side: else argparse refuses them
+        return children.start(words, log, processes)
+
+    def error(self, code: int) -> KitError:
+        return read_ending(self.ended, code, "".join(self.said).splitlines())
+
+
+def _arguments(path: str | Path | None, words: Sequence[str]) -> list[str]:
+    return [*words, *(["--config", str(path)] if path is not None else [])]
+
+
+def _fetch(job: _Job, log: Log) -> tuple[int, KitError | None]:
+    """Have the newest backup brought into scratch; return the exit code, and what went wrong."""
+    kills = machine.oom_kills()
+    child = job.start(log, "backups", backups.FETCH)
+    code = children.watch(child, log, job.asked, Bounds(job.config))
+    if code < 0:
+        lost = deaths.lost("The process that fetches the backup", code, kills)
+        log.say(f"error: {lost}")
+        return 1, lost
+    return code, job.error(code) if code not in (0, Stopped.exit_code) else None
+
+
+def _train(job: _Job, log: Log) -> tuple[int, KitError | None]:
+    """Have a run trained, again where a part of it was killed; beside it another process keeps backups.
+
+    Returns:
+        The exit code, and what went wrong.
+    """
+    config, error = job.config, None
+    count, restarts = processes(config), Restarts(config, job.resume)
     with ExitStack() as stack:
         keeper = None
         if config.kit.backup:
-            keeper = stack.enter_context(Keeper(partial(start, log, resume, task=backups.KEEP), config, log))
+            start = partial(job.start, log, "backups", backups.KEEP)
+            keeper = stack.enter_context(Keeper(start, config, log))
         while True:
-            said.clear()
+            job.said.clear()
+            job.ended.unlink(missing_ok=True)
             kills = machine.oom_kills()
-            child = start(log, restarts.begin(), count, **{status.AGAIN: "\n".join(restarts.lines)})
-            code = children.watch(
-                child, log, asked, Bounds(config), count > 1, keeper.watch if keeper else lambda: None
-            )
-            if code >= 0 and code != DiedError.exit_code:
+            role = ["worker", *(f"--restarted={line}" for line in restarts.warnings)]
+            child = job.start(log, *role, resume=restarts.begin(), processes=count)
+            tick = keeper.watch if keeper else lambda: None
+            code = children.watch(child, log, job.asked, Bounds(config), count > 1, tick)
+            if code in (0, Stopped.exit_code):
                 break
-            told = _error("".join(said).splitlines())
-            lost = told if code >= 0 else deaths.lost("The training process", code, kills)
-            again, line = restarts.judge(lost, bool(asked))
-            if line != f"error: {told}":
-                log.say(line)
-            if not again:
+            error = job.error(code) if code > 0 else deaths.lost("The training process", code, kills)
+            if not isinstance(error, DiedError):
+                break
+            told, error = error, restarts.judge(error, bool(job.asked))
+            if error:
+                if code < 0 or error is not told:
+                    log.say(f"error: {error}")
+                restarts.give_up(error)
                 code = 1
                 break
+            log.say(f"WARNING: {restarts.warnings[-1]}")
         if keeper:
-            keeper.finish(asked)
+            keeper.finish(job.asked)
     if count > 1 and code == 0 and status.read(config.run_folder).get("state") != "finished":
         code = Stopped.exit_code  # torchrun knows only 0 and 1
-    return code
+    return code, error
 
 
 def processes(config: Config) -> int:
@@ -169,11 +210,6 @@ def processes(config: Config) -> int:
     count = len(session.gpus()) if device is None else str(device).count(",") + 1
     batch = config.get("batch")
     return max(min(count, batch) if batch >= 1 else count, 1)
-
-
-def _error(lines: list[str]) -> str:
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return said[-1] if said else "\n".join(lines[-15:])
 
 
 def measure(path: str | Path | None, words: Sequence[str]) -> Path:
@@ -194,18 +230,18 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
     if not scores.current(folder):
-        command = [sys.executable, "-m", "kit", "results", *words, *(["--config", str(path)] if path else [])]
         left = None if ends is None else max(ends - time.time() - LAST_S, 0)
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        try:
-            done = subprocess.run(command, env=children.environment(), timeout=left, **pipes, check=False)
-        except KeyboardInterrupt:
-            raise Stopped("Measuring the best model was stopped: run again to have it measured.") from None
-        except subprocess.TimeoutExpired:
-            raise Stopped("There is no time left in this session to measure the best model: run again.") from None
-        if done.returncode:
-            kind = InputError if done.returncode == InputError.exit_code else KitError
-            raise kind(_error((done.stdout + done.stderr).splitlines()))
+        with ending() as ended:
+            command = [sys.executable, "-m", "kit", "measure", "--ended", str(ended), *_arguments(path, words)]
+            try:
+                done = subprocess.run(command, env=children.environment(), timeout=left, **pipes, check=False)
+            except KeyboardInterrupt:
+                raise Stopped("Measuring the best model was stopped: run again to have it measured.") from None
+            except subprocess.TimeoutExpired:
+                raise Stopped("There is no time left in this session to measure the best model: run again.") from None
+            if done.returncode:
+                raise read_ending(ended, done.returncode, (done.stdout + done.stderr).splitlines())
     return folder
 
 

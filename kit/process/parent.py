@@ -1,14 +1,27 @@
-"""A child is tied to its parent: no orphan holds a GPU."""
+"""A child and the launcher: no orphan holds a GPU, and the launcher learns how the child ended.
+
+The launcher names a file (`--ended`), into which a child that fails writes its exception. `status.json` cannot carry
+that alone: a run that is in use belongs to another process, whose status must stay as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from kit.kaggle import deaths
+from kit.errors import CrashError, InputError, KitError, StorageError, from_dict
+from kit.kaggle import deaths, session
+from kit.store import disk
 
 PARENT = "KIT_PARENT"  # set by the launcher, and by torchrun as it starts it: its process id
 ORPHANED = signal.SIGUSR2  # sent by the kernel when the parent dies; anybody may send SIGTERM
+CRASHED = "Run the cell again: it goes on from the last checkpoint. If it happens again, the log says where."
+DETAILS = 15  # lines of the log that explain a crash
 ORPHAN_S = 20  # seconds that a process whose parent died has to save and leave
 
 
@@ -21,3 +34,35 @@ def tie_to_parent(parent: int, number: int = signal.SIGTERM) -> None:
     deaths.die_with_parent(number)
     if os.getppid() != parent:
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[Path]:
+    """Name a file for a child to write its exception into."""
+    with tempfile.TemporaryDirectory(dir=session.scratch()) as folder:
+        yield Path(folder) / "ended.json"
+
+
+def write_ending(path: Path | None, error: KitError) -> None:
+    """Tell the launcher what ended this process; on a full disk it has the exit code and the log."""
+    if path:
+        with contextlib.suppress(StorageError):
+            disk.publish(path, lambda file: file.write(json.dumps(error.to_dict()).encode()), durable=False)
+
+
+def read_ending(path: Path, code: int, lines: Sequence[str]) -> KitError:
+    """Return what ended a child.
+
+    Args:
+        path: That `ending` named.
+        code: The child's exit code.
+        lines: Of the log; they explain a crash, and an end without a word.
+    """
+    try:
+        error = from_dict(json.loads(path.read_bytes()), code)
+    except (OSError, ValueError):
+        kind = InputError if code == InputError.exit_code else CrashError
+        error = kind(f"The process ended with exit code {code}", CRASHED)
+    if isinstance(error, CrashError):
+        error.details = "\n".join(lines[-DETAILS:])
+    return error

@@ -6,7 +6,8 @@ import os
 import time
 
 from kit.config import Config
-from kit.kaggle import deaths, session
+from kit.errors import KitError
+from kit.kaggle import session
 from kit.run import status
 from kit.store.peek import LATEST
 
@@ -21,11 +22,11 @@ class Restarts:
         resume: `auto`, `never` or the path of a checkpoint, as the user has it.
 
     Attributes:
-        lines: What was said of each start, for the run to keep.
+        warnings: What was said of each start, for the run to keep.
     """
 
     def __init__(self, config: Config, resume: str) -> None:
-        self.lines: list[str] = []
+        self.warnings: list[str] = []
         self._folder, self._most, self._resume = config.run_folder, config.kit.restarts, resume
         self._ends = session.deadline(config.kit.session_hours)
         self._before, self._began = self._stamp(), 0.0
@@ -36,26 +37,30 @@ class Restarts:
         self._began = time.time()
         return self._resume if self._stamp() == self._before else "auto"
 
-    def judge(self, lost: str, asked: bool) -> tuple[bool, str]:
-        """Return whether to start again, and the line that says so, or why not.
+    def judge(self, lost: KitError, asked: bool) -> KitError | None:
+        """Return why not to start again; None to start, with what to say of it in `warnings`.
 
         Args:
-            lost: What was killed, in a sentence.
+            lost: What was killed.
             asked: A stop was asked for.
         """
         before, self._place = self._place, self._look()
         step, slack, place = self._place
-        told = lost.replace(deaths.AGAIN, ".")
         if before and abs(step - before[0]) <= slack and self._most:
-            return False, f"error: {told} That is twice in a row in {place}: it would end there again."
-        if asked or len(self.lines) >= self._most or (self._ends and time.time() + LEAST_S > self._ends):
-            return False, f"error: {lost}"
-        self.lines.append(
-            f"WARNING: {told} Training starts again from the last checkpoint ({len(self.lines) + 1} of {self._most}, "
+            return type(lost)(f"{lost.message} That is twice in a row in {place}: it would end there again.")
+        if asked or len(self.warnings) >= self._most or (self._ends and time.time() + LEAST_S > self._ends):
+            return lost
+        self.warnings.append(
+            f"{lost.message} Training starts again from the last checkpoint ({len(self.warnings) + 1} of {self._most}, "
             "kit.restarts)."
         )
         status.change(self._folder, state="starting")
-        return True, self.lines[-1]
+        return None
+
+    def give_up(self, error: KitError) -> None:
+        """Write what ended training into its status, which it could not do itself."""
+        if status.read(self._folder).get("updated", 0) >= self._began:
+            status.change(self._folder, state="failed", **error.to_dict())
 
     def _stamp(self) -> tuple[int, int]:
         try:

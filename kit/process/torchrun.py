@@ -12,11 +12,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kit.errors import DiedError, InputError, LostError
 from kit.kaggle import deaths, machine
-from kit.process.parent import PARENT, tie_to_parent
+from kit.process.parent import PARENT, tie_to_parent, write_ending
 
 STOP = signal.SIGUSR1
 
@@ -41,19 +42,23 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
-        return explain(error.failures, kills, bool(_stopped))
+        ended = Path(arguments[arguments.index("--ended") + 1])
+        return explain(error.failures, kills, bool(_stopped), ended)
     except SignalException:
         return 1
     return 0
 
 
-def explain(failures: Mapping[int, Any], kills_before: int = 0, stopped: bool = False) -> int:
+def explain(
+    failures: Mapping[int, Any], kills_before: int = 0, stopped: bool = False, ended: Path | None = None
+) -> int:
     """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
 
     Args:
         failures: torch's `ProcessFailure` by rank.
         kills_before: What `machine.oom_kills` was while all lived.
         stopped: A stop was passed on, which ends those that have nothing to save.
+        ended: Takes the exception, for the launcher.
     """
     consequences = (LostError.exit_code, -signal.SIGTERM)
     if stopped and all(each.exitcode in consequences for each in failures.values()):
@@ -61,8 +66,9 @@ def explain(failures: Mapping[int, Any], kills_before: int = 0, stopped: bool = 
         return 0  # as for any stop
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
     if first.exitcode < 0:
-        print(f"error: {deaths.lost(f'Training process {rank}', first.exitcode, kills_before)}")
-        return DiedError.exit_code
+        write_ending(ended, error := deaths.lost(f"Training process {rank}", first.exitcode, kills_before))
+        print(f"error: {error}")
+        return error.exit_code
     return first.exitcode if first.exitcode in (InputError.exit_code, DiedError.exit_code) else 1
 
 

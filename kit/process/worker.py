@@ -6,20 +6,23 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from kit.config import Config
-from kit.errors import KitError, LostError, Stopped
+from kit.errors import CrashError, KitError, LostError, Stopped
 from kit.parallel.world import World
-from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
+from kit.process.parent import CRASHED, ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
+from kit.run import status
 from kit.yolo import environment
 
 
-def is_worker() -> bool:
-    """Tell whether this process is the one that trains: started by the launcher, or by torchrun."""
-    return PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+def under_torchrun() -> bool:
+    """Tell whether torchrun started this process, the launcher's or one that the user has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Stop:
@@ -63,39 +66,54 @@ class Stop:
         signal.alarm(ORPHAN_S)
 
 
-def main(config: Config, resume: str) -> int:
-    """Train in this process and return its exit code: that of `kit train`, but 0 for a stop of one among several."""
+def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequence[str] = ()) -> int:
+    """Train in this process and return its exit code: that of `kit train`, but 0 on a stop under torchrun.
+
+    Args:
+        config: The settings.
+        resume: `auto`, `never` or the path of a checkpoint.
+        ended: Takes an exception, for the launcher; without one, the user has started torchrun.
+        restarted: Warnings of the starts before this one.
+    """
     world = World.current()
     environment.prepare()
     stop = Stop(apart=world.size > world.local_size)
     stop.heed(int(os.environ.get(PARENT, os.getppid())))
-    several = "TORCHELASTIC_RUN_ID" in os.environ
-    shown = _own_log(config, world.rank) if world.rank and PARENT in os.environ else sys.stderr
-    if config.kit.backup and PARENT not in os.environ and world.rank == 0:
+    shown = _own_log(config, world.rank) if world.rank and ended else sys.stderr
+    if config.kit.backup and not ended and world.rank == 0:
         print("WARNING: There are no backups under a torchrun that the kit has not started.", file=shown)
     try:
         from kit.yolo import train
 
-        train.train(config, resume, stop, world)
+        train.train(config, resume, stop, world, restarted=restarted)
         code = 0
     except Stopped as stopped:
-        code = 0 if several else stopped.exit_code  # torchrun turns any other into 1
+        status.end(config.run_folder, stopped)
+        code = 0 if under_torchrun() else stopped.exit_code  # torchrun turns any other into 1
     except LostError as error:
         print(error, file=sys.stderr)  # what ended the other one is the error
         code = error.exit_code
     except KitError as error:
         print(f"error: {error}", file=shown)
+        _tell(config, ended, error)
         code = error.exit_code
     except Exception as error:
         traceback.print_exc()
         if shown is not sys.stderr:
             print(f"error: Process {world.rank}: {error!r}", file=shown)
+        what = f"Process {world.rank}: {error!r}" if world.rank else f"{type(error).__name__}: {error}"
+        _tell(config, ended, CrashError(what, CRASHED))
         code = 1
     if code:
         for file in (shown, sys.stdout, sys.stderr):
             file.flush()
         os._exit(code)  # a library that still waits for a lost worker, or for other processes, would wait for long
     return code
+
+
+def _tell(config: Config, ended: Path | None, error: KitError) -> None:
+    status.end(config.run_folder, error)
+    write_ending(ended, error)
 
 
 def _own_log(config: Config, rank: int) -> TextIO:
@@ -107,11 +125,15 @@ def _own_log(config: Config, rank: int) -> TextIO:
     return shared
 
 
-def measure(config: Config) -> int:
+def measure(config: Config, ended: Path) -> int:
     """Measure the best model in this process and return the exit code."""
     environment.prepare()
     tie_to_parent(int(os.environ[PARENT]))
-    from kit.yolo import evaluation
+    try:
+        from kit.yolo import evaluation
 
-    evaluation.evaluate(config)
+        evaluation.evaluate(config)
+    except KitError as error:
+        write_ending(ended, error)
+        raise
     return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kit.run.status import plain
+from kit.text import plain
 
 KEPT = 20  # entries, which are at least half a second apart
 AHEAD_S = 2.0  # seconds that a stop may take longer for the sake of a receipt

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kit.errors import MovedError, StorageError
+from kit.errors import KitError, MovedError, Stopped, StorageError
 from kit.store import disk
+from kit.text import plain
 
 NAME = "status.json"
-AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
 
@@ -34,7 +34,7 @@ class Status:
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
         self.path, self.silent = folder / NAME, silent
-        self.values: dict[str, Any] = {"pid": os.getpid(), "messages": []}
+        self.values: dict[str, Any] = {"pid": os.getpid(), "messages": [], "notices": []}
         self._next = 0.0
         self._pool = ThreadPoolExecutor(1, "status")
         self._job: Future[None] | None = None
@@ -67,25 +67,38 @@ class Status:
             tell(line)
         self.update(now=True, messages=[*self.values["messages"], line])
 
+    def warn(self, message: str, kind: str = "warning", hint: str = "") -> None:
+        """Print a warning and keep it as a notice for the dashboard.
+
+        Args:
+            message: What is wrong.
+            kind: `warning`, or one of which the newest is kept alone, until `resolve` takes it away.
+            hint: What to do.
+        """
+        self._notice(message, kind, hint)
+        self.say(f"WARNING: {' '.join(filter(None, [message, hint]))}")
+
+    def resolve(self, kind: str, line: str) -> None:
+        """Say that what a notice of that kind was about is over, and take it away."""
+        self.values["notices"] = [each for each in self.values["notices"] if each["kind"] != kind]
+        self.say(line)
+
+    def restore(self, warnings: Sequence[str]) -> None:
+        """Keep what the launcher has printed before this process began."""
+        for message in warnings:
+            self._notice(message, "warning", "")
+            self.values["messages"].append(f"WARNING: {message}")
+
+    def _notice(self, message: str, kind: str, hint: str) -> None:
+        notice = {"kind": kind, "message": message, "hint": hint}
+        same = [each for each in self.values["notices"] if each == notice or each["kind"] == kind != "warning"]
+        self.values["notices"] = [*(each for each in self.values["notices"] if each not in same), notice]
+
 
 def tell(line: str) -> None:
     """Print a line, unless the log that it goes to lies on a full disk."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
-
-
-def plain(value: Any) -> Any:
-    """Turn a value into what JSON knows: neither NaN nor numpy's and torch's numbers."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    try:
-        return float(value) if math.isfinite(value) else None
-    except (TypeError, ValueError):
-        return str(value)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -105,9 +118,7 @@ def change(folder: Path, **values: Any) -> None:
             disk.publish(folder / NAME, lambda file: file.write(text), durable=False)
 
 
-def duration(seconds: float) -> str:
-    """Write a time in its largest unit that is at least two."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+def end(folder: Path, error: KitError) -> None:
+    """Say what ended this process, unless the status is of another one: that still trains, or did so before."""
+    if read(folder).get("pid") == os.getpid():
+        change(folder, state="stopped" if isinstance(error, Stopped) else "failed", **error.to_dict())

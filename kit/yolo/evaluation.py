@@ -23,9 +23,9 @@ from kit.data.find import DataSet
 from kit.errors import CheckpointError, DataError
 from kit.kaggle import session
 from kit.run import scores
-from kit.run.status import plain
 from kit.store import checkpoint, disk
 from kit.store.checkpoint import BEST
+from kit.text import plain
 from kit.yolo.models import open_best
 from kit.yolo.setup import make_samples
 from kit.yolo.train import quiet

@@ -72,8 +72,8 @@ class Recovery(Reporting):
         for name in mended:
             average[name].copy_(model[name])
         if mended:
-            self.run.status.say(
-                f"WARNING: The averaged model was not finite in {len(mended)} tensors ({mended[0]}, …) in epoch "
+            self.run.status.warn(
+                f"The averaged model was not finite in {len(mended)} tensors ({mended[0]}, …) in epoch "
                 f"{self.epoch + 1}: they were taken from the model itself"
             )
 
@@ -98,7 +98,7 @@ class Recovery(Reporting):
             raise KitError(f"Loss is NaN or inf in epoch {epoch}, for the fourth time in this run: {advice}.")
         best = self._read_best()
         if best is None:
-            self.run.status.say("WARNING: Loss is NaN or inf, and there is no best.pt to roll back to")
+            self.run.status.warn("Loss is NaN or inf, and there is no best.pt to roll back to")
             return False
         self._roll_back(best)
         self.run.status.say(
@@ -114,7 +114,7 @@ class Recovery(Reporting):
         try:
             return checkpoint.read(self.best, models.open_best)
         except CheckpointError as error:
-            self.run.status.say(f"WARNING: {error}")
+            self.run.status.warn(str(error))
             self.run.status.say(f"It was set aside as {disk.set_aside(self.best).name}")
             return None
 

@@ -79,10 +79,10 @@ class Reporting(Saving):
         except KitError:
             raise
         except Exception as error:  # matplotlib, pandas, a logger: each has its own
-            text = f"WARNING: A picture or a report failed and is left out: {' '.join(repr(error).split())[:200]}"
+            text = f"A picture or a report failed and is left out: {' '.join(repr(error).split())[:200]}"
             if text not in self._failures:
                 self._failures.add(text)
-                self.run.status.say(text)
+                self.run.status.warn(text)
             return again()
 
     def run_callbacks(self, event: str) -> None:
@@ -116,9 +116,9 @@ class Reporting(Saving):
         writer, status = self.run.writer, self.run.status
         problem = writer.problem or self._unwritten
         if problem and not self._warned:
-            status.say(f"WARNING: {problem} Training goes on, and saving is tried again.")
+            status.warn(f"{problem} Training goes on, and saving is tried again.", "storage")
         elif self._warned and not problem:
-            status.say("Saving works again.")
+            status.resolve("storage", "Saving works again.")
         self._warned = bool(problem)
         if writer.interval_s > writer.max_lost_s and not self._thinned:
             self._thinned = True
@@ -145,7 +145,7 @@ class Reporting(Saving):
                 if not (self.last.exists() and self.run.writer.position):
                     raise
                 at = checkpoint.position(self.run.writer.position)
-                self.run.status.say(f"WARNING: {error} In the run folder is {at}.")
+                self.run.status.warn(f"{error} In the run folder is {at}.", "storage")
             self._report_saves()
             self.run.status.update(**self._position())
             self.look_ahead()
@@ -159,8 +159,8 @@ class Reporting(Saving):
             return
         if seconds > SILENCE_S and not self._silent:
             self._silent = True
-            self.run.status.say(
-                f"WARNING: No batch has come from the loader for {seconds:.0f} s: does a disk not answer? Training "
+            self.run.status.warn(
+                f"No batch has come from the loader for {seconds:.0f} s: does a disk not answer? Training "
                 "waits, and a stop is heard."
             )
         self.poll_stop()
@@ -191,8 +191,9 @@ class Reporting(Saving):
             self.run.status.say(f"Exact: the {again} after the checkpoint gave the same losses as before, to the bit")
         elif differs:
             known = self.run.known
-            how = "Not exact, as was said" if known else "WARNING: Not exact, though nothing is known to have changed"
-            self.run.status.say(f"{how}: {differs}, after batch {self.batch} of epoch {self.epoch + 1}")
+            how = "Not exact, as was said" if known else "Not exact, though nothing is known to have changed"
+            tell = self.run.status.say if known else self.run.status.warn
+            tell(f"{how}: {differs}, after batch {self.batch} of epoch {self.epoch + 1}")
 
     def _position(self) -> dict[str, Any]:
         """Return the position and the progress for `status.json`."""

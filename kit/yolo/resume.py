@@ -16,9 +16,10 @@ from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.kaggle import session
 from kit.run import discovery
 from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
-from kit.run.status import Status, duration, read as news
+from kit.run.status import Status, read as news
 from kit.store import checkpoint, disk, peek
 from kit.store.checkpoint import BEST, LATEST, PREVIOUS
+from kit.text import duration
 from kit.yolo import models, stock
 from kit.yolo.fitting import check, fitting
 from kit.yolo.models import open_best, open_checkpoint
@@ -180,7 +181,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     if best.exists():
         seen = discovery.look(best, load=open_best)
         if seen.problem:
-            status.say(f"WARNING: {seen.problem}")
+            status.warn(seen.problem)
             status.say(f"It was set aside as {disk.set_aside(best).name}")
         elif found.path.parent == best.parent or _same_best(seen, found):
             return
@@ -192,7 +193,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         if path != best:
             seen = discovery.look(path, load=open_best)
             if seen.problem:
-                status.say(f"WARNING: {seen.problem}")
+                status.warn(seen.problem)
             elif _same_best(seen, found):
                 disk.copy(path, best)
                 return
@@ -218,7 +219,7 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
         verdicts.append(Verdict(best, taken=not reason, reason=reason))
         taken = None if reason else best
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
-        status.say(f"WARNING: {damaged.problem}")
+        status.warn(damaged.problem)
         if damaged.path.parent == folder:
             status.say(f"It was set aside as {disk.set_aside(damaged.path).name}")
     refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]

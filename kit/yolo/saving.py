@@ -102,13 +102,13 @@ class Saving(Setup):
                 raise
             where = self._rescue(epoch, batch)
             stop, wait_s = self.run.stop(), math.inf if session.run_type() == "interactive" else WAIT_S
-            self.run.status.say(f"WARNING: {error} {where} Waiting for room; a stop gives up.")
+            self.run.status.warn(f"{error} {where} Waiting for room; a stop gives up.", "storage")
             give_up = time.monotonic() + wait_s
             while time.monotonic() < give_up and self.run.stop() == stop and not self.limit_is_near():
                 time.sleep(POLL_S)
                 with suppress(StorageError):
                     self._save(epoch, batch, best=best, wait=True)
-                    self.run.status.say("Saving works again.")
+                    self.run.status.resolve("storage", "Saving works again.")
                     return
             raise StorageError(f"{error} {where}", full=True) from error
 

@@ -210,6 +210,6 @@ def sliced_trainer(run: Run, overrides: dict[str, Any]) -> type[SlicedTrainer]:
     run.status.update(now=True, processes=[{name: each[name] for name in ("pid", "host")} for each in members])
     if any(each["versions"] != members[0]["versions"] for each in members):
         kinds = "; ".join(f"{each['host']}: {each['versions']}" for each in members)
-        run.status.say(f"WARNING: The processes differ, and their weights will drift apart by rounding: {kinds}")
+        run.status.warn(f"The processes differ, and their weights will drift apart by rounding: {kinds}")
     stock = STOCK[run.identity["task"]]
     return type(f"Sliced{stock.__name__}", (SlicedTrainer, stock), {})

@@ -5,10 +5,9 @@ Of several processes the main one does so, and broadcasts what it found.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -33,9 +32,10 @@ from kit.parallel.world import World
 from kit.run import discovery, status as status_module
 from kit.run.limit import Deadline
 from kit.run.run import Run
-from kit.run.status import Status, duration
+from kit.run.status import Status
 from kit.store import checkpoint, disk
 from kit.store.disk import Lock
+from kit.text import duration
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
@@ -56,6 +56,7 @@ def train(
     stop: Callable[[], str] = lambda: "",
     world: World = ALONE,
     check: Callable[[Any], None] = gpu.check,
+    restarted: Sequence[str] = (),
 ) -> None:
     """Train a run to its end, from its newest good checkpoint.
 
@@ -65,6 +66,7 @@ def train(
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
         world: The processes that call this together.
         check: Raises where the device cannot be trained on.
+        restarted: Warnings of the starts before this one, each after a part of training was killed.
 
     Raises:
         InputError: Something given cannot be used; nothing was written.
@@ -93,7 +95,7 @@ def train(
             disk.set_run_aside(config.run_folder)
         if world.size > world.local_size:
             ranks.elect_main(_steps(config, resume, identity) if world.local_rank == 0 else -1)
-        run = _open(config, resume, identity, stop, ranks, stack)
+        run = _open(config, resume, identity, stop, ranks, stack, restarted)
         if run is None:
             return
         if world.local_rank == 0:
@@ -133,7 +135,13 @@ def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
 
 
 def _open(
-    config: Config, resume: str, identity: dict[str, Any], stop: Callable[[], str], ranks: Ranks, stack: ExitStack
+    config: Config,
+    resume: str,
+    identity: dict[str, Any],
+    stop: Callable[[], str],
+    ranks: Ranks,
+    stack: ExitStack,
+    restarted: Sequence[str],
 ) -> Run | None:
     """Find the checkpoint in the main process, and broadcast it; None where the run is finished."""
     limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
@@ -145,7 +153,7 @@ def _open(
         disk.sweep(folder / "checkpoints")
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
-        status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()
+        status.restore(restarted)
         found = choose(config, resume, identity, status)
     else:  # what Ultralytics writes there is of no use
         folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
@@ -190,7 +198,7 @@ def _check(run: Run, dataset: DataSet) -> None:
     )
     status_module.tell(report.describe())
     for warning in report.warnings:
-        run.status.say(f"WARNING: {warning}")
+        run.status.warn(warning)
     if report.errors:
         raise DataError(" ".join(report.errors))
     copy = run.folder / "data.yaml"
@@ -230,7 +238,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     except BaseException as error:
         status.update(now=True, state="failed", error=str(error))
         if isinstance(error, RuntimeError) and lost_gpu(error):
-            raise DiedError(f"The GPU has failed{deaths.AGAIN} {str(error).splitlines()[0]}") from error
+            raise DiedError(f"The GPU has failed: {str(error).splitlines()[0]}.", deaths.AGAIN) from error
         raise
     status.update(now=True, state="finished", best_map=trainer.best_map)
     where = f" in {trainer.best}" if trainer.best.exists() else ""

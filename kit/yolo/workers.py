@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kit.errors import DiedError
 from kit.kaggle import deaths, machine
 from kit.yolo import upstream
 
@@ -65,7 +64,7 @@ class Workers:
             for number, worker in enumerate(self._workers, 1):
                 if (code := worker.exitcode) is not None:
                     who = f"Loader worker {number} of {len(self._workers)}"
-                    raise DiedError(deaths.lost(who, code, self._kills))
+                    raise deaths.lost(who, code, self._kills)
             if time.monotonic() >= give_up:
                 return
             time.sleep(0.01)

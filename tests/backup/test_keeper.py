@@ -18,7 +18,7 @@ import pytest
 from kit import config
 from kit.backup.stores import open_store
 from kit.kaggle import session
-from kit.process import backups, keeper
+from kit.process import backups
 from kit.run.limit import Deadline
 from kit.store import checkpoint
 from tests.help import training
@@ -165,7 +165,7 @@ def test_backups_end_with_the_launcher(tmp_path: Path, values: dict[str, Any]) -
 
 def keepers(launcher: int) -> list[int]:
     """Return the processes that keep backups for a launcher."""
-    return [int(pid) for pid in started_by(launcher) if b"KIT_BACKUP=keep" in Path(f"/proc/{pid}/environ").read_bytes()]
+    return [int(pid) for pid in started_by(launcher) if b"\0keep\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_process_that_is_killed_is_started_again_and_the_last_state_is_backed_up(
@@ -265,7 +265,7 @@ def test_second_stop_cuts_the_last_upload_short() -> None:
             asked.append(2.0)
 
     try:
-        keeper.wait_for(process, SETTINGS, asked, show)
+        backups.wait_for(process, SETTINGS, asked, show)
         assert process.poll() is None
         assert len(shown) == 3
     finally:
@@ -279,7 +279,7 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
     process = hanging()
     try:
         began = time.monotonic()
-        keeper.wait_for(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
+        backups.wait_for(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
         assert process.poll() is None
         assert time.monotonic() - began < 5
     finally:

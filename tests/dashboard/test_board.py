@@ -14,7 +14,7 @@ from kit import config
 from kit.config import Config
 from kit.dashboard import board as board_module
 from kit.dashboard.board import Board, Progress
-from kit.errors import ConfigError, KitError
+from kit.errors import ConfigError, CrashError, KitError
 from tests.help import runs
 
 
@@ -85,7 +85,7 @@ def test_batch_run_prints_its_lines_and_shows_one_last_card(
     (settings.run_folder / "downloads").mkdir()
     (settings.run_folder / "downloads/best-e001-00000000.pt").write_bytes(b"of an interactive session")
     screen = Screen()
-    board = Board("last", screen)
+    board = Board("batch", screen)
     board.follow("epoch 1/20\n", settings)
     assert capsys.readouterr().out == "epoch 1/20\n"
     assert screen.shown == {}
@@ -153,7 +153,7 @@ def test_run_that_never_began_leaves_the_word_to_the_error(place: Path) -> None:
     board.close(failed=True)
     assert list(screen.shown.values()) == ["", ""]
     batch = Screen()
-    board = Board("last", batch)
+    board = Board("batch", batch)
     board.follow("", checked)
     board.close(failed=True)
     assert batch.shown == {}
@@ -191,9 +191,10 @@ def test_error_is_one_red_box_and_its_traceback_one_line(settings: Config, monke
     monkeypatch.setattr(board_module, "shell", Kernel)
     monkeypatch.setattr(board_module, "show", screen)
     board.follow("", settings)
-    crash = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error"
-    with pytest.raises(KitError) as caught, board_module.boxed(board):
-        raise KitError(crash)
+    error = CrashError("RuntimeError: CUDA error", "Run the cell again: it goes on from the last checkpoint.")
+    error.details = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error"
+    with pytest.raises(KitError) as caught, board_module.show_errors(board):
+        raise error
     html = screen.shown[""]
     assert html.count("kit-error") >= 1
     assert "<div>RuntimeError: CUDA error</div>" in html
@@ -210,14 +211,14 @@ def test_error_in_a_setting_is_a_box_too(place: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(board_module, "show", screen)
     with pytest.raises(ConfigError):
         kit.progress(epohcs=3)
-    assert "Something has to be corrected first" in screen.shown[""]
+    assert "A setting has to be corrected first" in screen.shown[""]
     assert "did you mean &#x27;epochs&#x27;?" in screen.shown[""]
     assert "train.log" not in screen.shown[""]
 
 
 def test_error_in_a_terminal_is_left_as_it_is() -> None:
     """Its one line says it all."""
-    with pytest.raises(ConfigError) as caught, board_module.boxed():
+    with pytest.raises(ConfigError) as caught, board_module.show_errors():
         raise ConfigError("There is no setting 'epoch'.")
     assert caught.value._render_traceback_()[0].endswith(" There is no setting 'epoch'.")
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kit.dashboard import downloads
-from kit.dashboard.board import offer, show_downloads
+from kit.dashboard.board import render_downloads, show_downloads
 from kit.dashboard.downloads import Downloads, Item, link, peek, table
 from kit.store import checkpoint, disk
 
@@ -236,10 +236,10 @@ def test_log_and_live_page_are_a_click_away(run: Path) -> None:
     """Where they are there."""
     ready = Downloads(run)
     ready.settle()
-    assert "train.log" not in offer(ready, run)[0]
+    assert "train.log" not in render_downloads(ready, run)[0]
     (run / "train.log").write_text("line\n")
     (run / "progress.html").write_text("page\n")
-    html = offer(ready, run)[0]
+    html = render_downloads(ready, run)[0]
     assert re.search(r'href="[^"]*train\.log" download="train\.log"', html)
     assert re.search(r'href="[^"]*progress\.html" target="_blank"', html)
 

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 
 from kit.dashboard import curves, gpus, page
-from kit.dashboard.facts import Around, Facts, Gpu, weigh
-from kit.dashboard.files import Files, clock, size
+from kit.dashboard.facts import Context, Facts, Gpu, compute
+from kit.dashboard.files import Files
+from kit.text import clock, size
 from tests.help import runs
 from tests.help.runs import NOW, rows, status
 
-AROUND = Around(now=NOW)
+AROUND = Context(now=NOW)
 
 
-def facts(around: Around = AROUND, count: int = 10, **changes: Any) -> Facts:
-    return weigh(status(**changes), rows(count), {}, around)
+def facts(context: Context = AROUND, count: int = 10, **changes: Any) -> Facts:
+    return compute(status(**changes), rows(count), {}, context)
 
 
 def test_rates_and_times_left_come_from_the_files_alone() -> None:
@@ -38,7 +39,7 @@ def test_time_of_an_epoch_is_that_of_the_last_ones() -> None:
     """A faster machine in this session: the epochs of the one before do not count any more."""
     slow = rows(10)
     fast = [{**row, "epoch": 10.0 + n, "time": 1000 + 20.0 * n} for n, row in enumerate(rows(6), 1)]
-    found = weigh(status(epoch=17, elapsed_s=1130.0), (*slow, *fast), {}, AROUND)
+    found = compute(status(epoch=17, elapsed_s=1130.0), (*slow, *fast), {}, AROUND)
     assert found.epoch_s == pytest.approx(20)
 
 
@@ -73,7 +74,7 @@ def test_best_is_what_the_run_says_where_its_best_file_had_gone() -> None:
 )
 def test_measure_is_the_one_of_the_task(columns: dict[str, float], label: str, value: float) -> None:
     """Masks and key points go before their boxes."""
-    found = weigh(status(best_map=None), ({"epoch": 1.0, "time": 9.0, **columns},), {}, AROUND)
+    found = compute(status(best_map=None), ({"epoch": 1.0, "time": 9.0, **columns},), {}, AROUND)
     assert (found.metric, found.current) == (label, (value, 1))
     assert curves.measures(found.rows)[0].points == [(1.0, value)]
 
@@ -91,7 +92,7 @@ def test_session_says_what_fits_and_how_many_more_it_takes(usable: float, fit: i
 
 def test_news_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> None:
     """A run that was killed left «training»: until the new process speaks, it is starting."""
-    found = facts(Around(now=NOW, since=NOW + 1))
+    found = facts(Context(now=NOW, since=NOW + 1))
     assert found.state == "starting"
     assert found.messages == ()
     assert (found.epoch, found.epoch_s) == (10, pytest.approx(100))
@@ -100,17 +101,18 @@ def test_news_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> Non
 
 def test_killed_run_is_said_to_be_gone() -> None:
     """Its file says «training» for ever."""
-    assert facts(Around(now=NOW, alive=False)).state == "gone"
-    assert facts(Around(now=NOW, alive=False), state="stopped").state == "stopped"
+    assert facts(Context(now=NOW, alive=False)).state == "gone"
+    assert facts(Context(now=NOW, alive=False), state="stopped").state == "stopped"
 
 
 def test_full_disk_is_warned_of_until_there_is_room() -> None:
     """Other warnings stay."""
-    full = "WARNING: '/kaggle/working' has 3 MB free. Training goes on, and saving is tried again."
-    other = "WARNING: 3 images have no labels"
-    assert facts(messages=[other, full]).warnings == (other[9:], full[9:])
-    assert facts(messages=[other, full, "Saving works again."]).warnings == (other[9:],)
-    assert "only 300 MB left" in facts(Around(now=NOW, free=300_000_000)).warnings[0]
+    full = {"kind": "storage", "message": "'/kaggle/working' has 3 MB free.", "hint": "Make room."}
+    other = {"kind": "warning", "message": "3 images have no labels", "hint": ""}
+    both = facts(Context(now=NOW, free=3_000_000), notices=[other, full])
+    assert both.warnings == ("3 images have no labels", "'/kaggle/working' has 3 MB free. Make room.")
+    assert facts(notices=[other]).warnings == ("3 images have no labels",)
+    assert "only 300 MB left" in facts(Context(now=NOW, free=300_000_000)).warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -129,13 +131,13 @@ def test_reminder_comes_every_so_many_epochs_while_no_backup_is_set(
     epoch: int, remind: int, backup: str | None, reminded: bool
 ) -> None:
     """It stands for a few epochs, so that someone who looks now and then sees it."""
-    found = facts(Around(now=NOW, remind=remind, backup=backup), epoch=epoch, epochs=100)
+    found = facts(Context(now=NOW, remind=remind, backup=backup), epoch=epoch, epochs=100)
     assert any("good moment to download" in text for text in found.warnings) == reminded
 
 
 def test_failed_backup_is_warned_of() -> None:
     """What the backup's own file says."""
-    found = weigh(status(), rows(10), {"address": "s3://b", "problem": "no credentials"}, AROUND)
+    found = compute(status(), rows(10), {"address": "s3://b", "problem": "no credentials"}, AROUND)
     assert found.warnings == ("The last backup failed: no credentials",)
     assert ("Backup", "none yet", "s3://b") in page.tiles(found)
 
@@ -169,18 +171,21 @@ def test_missing_and_foreign_files_are_nothing(tmp_path: Path) -> None:
 
 
 STATES = {
-    "nothing": weigh({}, (), {}, AROUND),
+    "nothing": compute({}, (), {}, AROUND),
     "first batch": facts(count=0, epoch=1, batch=1, elapsed_s=0.5, best_map=None, checkpoint={}),
     "one epoch": facts(count=1, epoch=2, batch=1, elapsed_s=100.5),
-    "training": facts(Around(now=NOW, gpus=(Gpu("Tesla T4", 9_000_000_000, 15_800_000_000, 97),), free=1)),
+    "training": facts(Context(now=NOW, gpus=(Gpu("Tesla T4", 9_000_000_000, 15_800_000_000, 97),), free=1)),
     "validating": facts(state="validating", batch=100),
     "stopped": facts(state="stopped"),
     "finished": facts(state="finished", epoch=20, batch=100),
-    "failed": facts(Around(now=NOW, failed=True)),
-    "gone": facts(Around(now=NOW, alive=False)),
-    "diverged": weigh(status(losses={"box_loss": None}), tuple({"epoch": float(n)} for n in range(5)), {}, AROUND),
+    "failed": facts(Context(now=NOW, failed=True)),
+    "gone": facts(Context(now=NOW, alive=False)),
+    "diverged": compute(status(losses={"box_loss": None}), tuple({"epoch": float(n)} for n in range(5)), {}, AROUND),
     "long": facts(count=1500, epoch=1501, epochs=2000, elapsed_s=150_050.0),
-    "hostile": facts(run="<script>alert(1)</script>", messages=["WARNING: <img src=x onerror=alert(1)>"]),
+    "hostile": facts(
+        run="<script>alert(1)</script>",
+        notices=[{"kind": "warning", "message": "<img src=x onerror=alert(1)>"}],
+    ),
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from kit import config
 from kit.config import Config, KitSettings
+from kit.errors import DiedError
 from kit.kaggle import deaths, machine, session
 from kit.process.restarts import Restarts
 from kit.run import status
@@ -68,7 +69,7 @@ def test_lost_worker_is_a_sentence_and_ends_training_within_seconds(
     os.kill(victim, signal.SIGKILL)
     assert child.process.wait(60) == 1
     assert gone([pid, victim, other], 5)
-    assert "error: Loader worker 1 of 2 was ended by SIGKILL: run again" in child.output()
+    assert "error: Loader worker 1 of 2 was ended by SIGKILL. Most often" in child.output()
     assert "memory is full: lower workers=, batch= or imgsz=" in child.output()
     assert "Traceback" not in child.output()
     assert child.status()["state"] == "failed"
@@ -145,7 +146,7 @@ def test_number_of_restarts_is_bounded(place: Path, values: dict[str, Any]) -> N
     child = Child(place / "working", words(long), **known)
     assert child.wait() == 1, child.output()
     assert child.output().count("starts again from the last checkpoint") == 1
-    assert child.output().rstrip().endswith("ended by SIGABRT: run again to go on from the last checkpoint.")
+    assert child.output().rstrip().endswith("ended by SIGABRT. Run again to go on from the last checkpoint.")
     assert child.step() >= 70
 
 
@@ -193,16 +194,17 @@ def judged(place: Path, first: dict[str, Any], second: dict[str, Any], asked: bo
         restarts.begin()
         known = {"updated": time.time(), "elapsed_s": 100.0, "batches": 10, **values}
         (settings.run_folder / status.NAME).write_text(config.json.dumps(known))
-        lines.append(restarts.judge(f"It died{deaths.AGAIN} Sad.", asked)[1])
+        error = restarts.judge(DiedError("It died. Sad.", deaths.AGAIN), asked)
+        lines.append(str(error) if error else restarts.warnings[-1])
     return lines
 
 
 def test_stop_or_the_limit_wins_over_a_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever pressed it does not want it to go on, and a session that is about to end cannot."""
     places = {"epoch": 1, "batch": 2}, {"epoch": 4, "batch": 2}
-    again = "WARNING: It died. Sad. Training starts again from the last checkpoint"
+    again = "It died. Sad. Training starts again from the last checkpoint"
     assert [line.startswith(again) for line in judged(place, *places)] == [True, True]
-    plain = f"error: It died{deaths.AGAIN} Sad."
+    plain = f"It died. Sad. {deaths.AGAIN}"
     assert judged(place, *places, asked=True) == [plain, plain]
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 3600 + 100))
     assert judged(place, *places, session_hours=1.0) == [plain, plain]
@@ -222,10 +224,10 @@ def test_news_of_the_place_may_lag_behind(place: Path) -> None:
 def test_kernel_that_has_ended_a_process_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it counts them; else it is the most likely reason of a SIGKILL."""
     monkeypatch.setattr(machine, "oom_kills", lambda: 3)
-    assert "Memory is full, and the kernel ended it: lower workers=" in deaths.lost("It", -9, 2)
-    assert "Most often memory is full: lower workers=" in deaths.lost("It", -9, 3)
-    assert "Shared memory (/dev/shm) or a disk is full" in deaths.lost("It", -7, 2)
-    assert deaths.lost("It", 3, 2) == "It ended with exit code 3: run again to go on from the last checkpoint."
+    assert "Memory is full, and the kernel ended it: lower workers=" in str(deaths.lost("It", -9, 2))
+    assert "Most often memory is full: lower workers=" in str(deaths.lost("It", -9, 3))
+    assert "Shared memory (/dev/shm) or a disk is full" in str(deaths.lost("It", -7, 2))
+    assert str(deaths.lost("It", 3, 2)) == "It ended with exit code 3. Run again to go on from the last checkpoint."
 
 
 def test_broken_gpu_is_told_from_a_full_one() -> None:

@@ -15,7 +15,7 @@ import pytest
 from kit import config
 from kit.config import Config, KitSettings
 from kit.process import bounds, launch
-from kit.process.bounds import Bounds
+from kit.process.children import Bounds
 from kit.run import limit, status
 from tests.help import training
 from tests.help.training import Child

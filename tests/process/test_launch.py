@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kit import config
+from kit.errors import CrashError
 from kit.kaggle import session
 from kit.process import launch
 from tests.help import training
@@ -105,8 +106,10 @@ def test_error_of_an_earlier_session_is_not_told_again(
     (tmp_path / "runs/train/train.log").write_text("error: of an earlier session\n")
     outcome = launch.run(words(values)[1], words(values)[2:])
     assert outcome.code == 1
-    assert "earlier session" not in outcome.error
-    assert "import of torch halted" in outcome.error
+    assert isinstance(outcome.error, CrashError)
+    assert "earlier session" not in str(outcome.error) + outcome.error.details
+    assert "import of torch halted" in outcome.error.message
+    assert "Traceback" in outcome.error.details
 
 
 @pytest.mark.slow  # half a minute of waiting
