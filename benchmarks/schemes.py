@@ -27,6 +27,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from kit.config import Config
 from kit.store import checkpoint
 from kit.store.writer import Writer
+from kit.yolo.settings import schema
 from kit.yolo.state import SCALARS, TENSORS, TrainerState
 
 
@@ -329,7 +330,7 @@ class Kit(Scheme):
                 stopper=SimpleNamespace(best_fitness=0.5, best_epoch=1),
                 args=training.model.args,
                 run=SimpleNamespace(
-                    config=Config(),
+                    config=Config(schema()),
                     identity={"task": "detect", "model": "yolo11.yaml", "names": []},
                     run_id="benchmark",
                     files={},

@@ -45,7 +45,7 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
 
     board = Board()
     with boxed(board):
-        outcome = launch.run(config, settings_of.to_words(_dotted(settings)), resume, board.follow)
+        outcome = launch.run(config, settings_of.to_args(_dotted(settings)), resume, board.follow)
         board.close(failed=bool(outcome.error))
         if outcome.error:
             raise (InputError if outcome.code == InputError.exit_code else KitError)(outcome.error)
@@ -83,7 +83,7 @@ def results(config: str | Path | None = None, **settings: Any) -> None:
     from kit.process import launch
 
     with boxed():
-        show_results(lambda: launch.measure(config, settings_of.to_words(_dotted(settings))))
+        show_results(lambda: launch.measure(config, settings_of.to_args(_dotted(settings))))
 
 
 def verify(path: str | Path) -> None:
@@ -105,7 +105,7 @@ def doctor(config: str | Path | None = None, **settings: Any) -> None:
 
 
 def _load(config: str | Path | None, settings: dict[str, Any]) -> Config:
-    from kit.config import load
+    from kit.yolo.settings import load
 
     return load(config, _dotted(settings))
 

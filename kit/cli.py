@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module
 from kit.errors import InputError, KitError
 from kit.preflight import report
 from kit.preflight.checks import STOP
@@ -19,6 +18,7 @@ from kit.process import backups, worker
 from kit.run import status
 from kit.store import disk
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     if worker.is_worker():
         main = backups.main if os.environ.get(backups.TASK) else worker.main
-        return main(config_module.load(options.config, options.settings), options.resume)
+        return main(load(options.config, options.settings), options.resume)
     from kit.process import launch
 
     def follow(text: str, config: object) -> None:
@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
 
-    folder = config_module.load(options.config, options.settings).run_folder
+    folder = load(options.config, options.settings).run_folder
     values = status.read(folder)
     if options.json:
         print(json.dumps(values, indent=1))
@@ -102,7 +102,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    config = config_module.load(options.config, options.settings)
+    config = load(options.config, options.settings)
     if worker.is_worker():
         return worker.measure(config)
     from kit.process import launch
@@ -122,7 +122,7 @@ def _find(options: argparse.Namespace) -> int:
     from kit.data import find
     from kit.run import discovery
 
-    config = config_module.load(options.config, options.settings)
+    config = load(options.config, options.settings)
     environment.prepare()
     from kit.yolo.resume import identify, task_of
 
@@ -160,7 +160,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = config_module.load(options.config).run_folder
+    folder = load(options.config).run_folder
     environment.prepare()
     from kit.store import checkpoint
     from kit.yolo import export, models

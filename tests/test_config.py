@@ -12,6 +12,8 @@ from kit import config
 from kit.config import Config
 from kit.errors import ConfigError
 from kit.kaggle import session
+from kit.yolo import settings as yolo_settings
+from kit.yolo.settings import RESERVED, from_dict
 
 BASE = "model: a.yaml\ndata: b.yaml\n"
 Load = Callable[..., Config]
@@ -23,7 +25,7 @@ def load(tmp_path: Path) -> Load:
 
     def load(text: str = BASE, *words: str) -> Config:
         (tmp_path / "config.yaml").write_text(text)
-        return config.load(tmp_path / "config.yaml", words)
+        return yolo_settings.load(tmp_path / "config.yaml", words)
 
     return load
 
@@ -68,14 +70,14 @@ def test_earlier_name_of_a_setting_is_taken_with_a_hint(
 
 def test_earlier_name_in_a_checkpoints_config_is_taken_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody can change it there."""
-    assert config.from_dict({"model": "a.yaml", "kit": {"ranks": 3}}).kit.slices == 3
+    assert from_dict({"model": "a.yaml", "kit": {"ranks": 3}}).kit.slices == 3
     assert capsys.readouterr().err == ""
 
 
 def test_settings_may_be_a_mapping(tmp_path: Path) -> None:
     """`kit.train(epochs=9)` hands over values, not words."""
     (tmp_path / "config.yaml").write_text(BASE)
-    checked = config.load(tmp_path / "config.yaml", {"epochs": 9, "kit.run": "runs/a"})
+    checked = yolo_settings.load(tmp_path / "config.yaml", {"epochs": 9, "kit.run": "runs/a"})
     assert (checked.get("epochs"), checked.kit.run) == (9, "runs/a")
 
 
@@ -93,14 +95,14 @@ def test_run_folder_lies_below_the_working_folder(place: Path, load: Load) -> No
 @pytest.mark.parametrize("name", ["quickstart.yaml", "kaggle_config.yaml"])
 def test_shipped_configs_are_good(name: str) -> None:
     """Both files in `configs/` pass the check that they are read with."""
-    assert config.load(session.REPOSITORY / "configs" / name).get("model")
+    assert yolo_settings.load(session.REPOSITORY / "configs" / name).get("model")
 
 
 def test_default_config_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded data set away from Kaggle, the attached one on Kaggle."""
-    assert config.load().get("data") == "shapes"
+    assert yolo_settings.load().get("data") == "shapes"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    assert config.load().get("data") == "auto"
+    assert yolo_settings.load().get("data") == "auto"
 
 
 # --- words
@@ -126,7 +128,7 @@ def test_default_config_depends_on_the_platform(monkeypatch: pytest.MonkeyPatch)
 )
 def test_word_is_read_as_yaml_reads_it_and_1e_3_as_a_number(word: str, value: Any) -> None:
     """YAML 1.1 takes `1e-3` for a text; everything else is as in a file."""
-    parsed = config.parse_word(word)[1]
+    parsed = config.parse_override(word)[1]
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -152,16 +154,16 @@ def test_word_without_a_name_and_a_value_is_refused(load: Load, word: str) -> No
 )
 def test_setting_written_as_a_word_is_read_back_the_same(value: Any) -> None:
     """What the notebook hands to the training process arrives as it was: value and type."""
-    (word,) = config.to_words({"name": value})
-    parsed = config.parse_word(word)[1]
+    (word,) = config.to_args({"name": value})
+    parsed = config.parse_override(word)[1]
     assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize("value", ["\U0001f600", Path("data.yaml")])
 def test_rarer_setting_written_as_a_word_is_read_back_the_same(value: Any) -> None:
     """So do an emoji, and a `Path` as its text."""
-    (word,) = config.to_words({"name": value})
-    assert config.parse_word(word)[1] == (str(value) if isinstance(value, Path) else value)
+    (word,) = config.to_args({"name": value})
+    assert config.parse_override(word)[1] == (str(value) if isinstance(value, Path) else value)
 
 
 # --- what is refused
@@ -212,7 +214,7 @@ def test_unknown_setting_in_the_block_of_the_kit_is_refused(load: Load) -> None:
 )
 def test_value_of_the_wrong_type_is_refused(load: Load, word: str, wanted: str) -> None:
     """The message says what, the value and what is wanted."""
-    name, value = config.parse_word(word)
+    name, value = config.parse_override(word)
     message = refused(load, word)
     assert f"The setting '{name}' must be {wanted}" in message
     assert f"but got {value!r}" in message
@@ -224,21 +226,21 @@ def test_value_of_the_wrong_type_is_refused(load: Load, word: str, wanted: str) 
 )
 def test_value_of_any_type_that_a_setting_takes_is_accepted(load: Load, word: str) -> None:
     """A whole number does where a fraction does, and a setting of several types takes each."""
-    name, value = config.parse_word(word)
+    name, value = config.parse_override(word)
     assert load(BASE, word).get(name) == value
 
 
-@pytest.mark.parametrize("name", sorted(config.NOT_YOURS))
+@pytest.mark.parametrize("name", sorted(RESERVED))
 def test_settings_that_are_the_kits_own_business_are_refused_with_a_hint(load: Load, name: str) -> None:
     """Each says what to do instead, or why not."""
     message = refused(load, f"{name}=something")
     assert f"'{name}'" in message
-    assert config.NOT_YOURS[name] in message
+    assert RESERVED[name] in message
 
 
 def test_settings_of_the_design_are_among_the_refused_ones() -> None:
     """The contract names these four."""
-    assert {"resume", "project", "name", "save_dir"} <= set(config.NOT_YOURS)
+    assert {"resume", "project", "name", "save_dir"} <= set(RESERVED)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def test_settings_of_the_design_are_among_the_refused_ones() -> None:
 )
 def test_setting_of_the_kit_out_of_its_range_is_refused(load: Load, word: str) -> None:
     """The message names the setting with its prefix and says what it must be."""
-    name, value = config.parse_word(word)
+    name, value = config.parse_override(word)
     message = refused(load, word)
     assert f"The setting '{name}' must be" in message
     assert repr(value) in message
@@ -280,7 +282,7 @@ def test_setting_of_the_kit_out_of_its_range_is_refused(load: Load, word: str) -
 @pytest.mark.parametrize("word", ["kit.session_hours=auto", "kit.session_hours=9", "kit.session_hours=0.5"])
 def test_hours_of_a_session_are_a_number_or_auto(load: Load, word: str) -> None:
     """The only setting of the kit with a word for a value."""
-    assert load(BASE, word).kit.session_hours == config.parse_word(word)[1]
+    assert load(BASE, word).kit.session_hours == config.parse_override(word)[1]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +372,7 @@ def test_file_that_is_no_config_is_refused(load: Load, text: str) -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     """The path is in the message."""
     with pytest.raises(ConfigError, match=r"none\.yaml' cannot be read: No such file"):
-        config.load(tmp_path / "none.yaml")
+        yolo_settings.load(tmp_path / "none.yaml")
 
 
 # --- one run
@@ -379,14 +381,14 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 def test_config_survives_the_checkpoint(load: Load) -> None:
     """`to_dict` and `from_dict` are each other's inverse."""
     checked = load(BASE, "epochs=9", "lr0=1e-3", "kit.run=runs/a", "kit.session_hours=2")
-    assert config.from_dict(checked.to_dict()) == checked
+    assert from_dict(checked.to_dict()) == checked
 
 
 def test_config_of_another_version_is_read_without_what_is_unknown(load: Load) -> None:
     """A setting that came or went with a version does not make a checkpoint unreadable."""
     values = load(BASE, "epochs=9").to_dict()
     values.update(gone=3, kit={**values["kit"], "gone": 3})
-    assert config.from_dict(values) == load(BASE, "epochs=9")
+    assert from_dict(values) == load(BASE, "epochs=9")
 
 
 def test_difference_is_listed_with_both_values(load: Load) -> None:

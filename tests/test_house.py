@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import kit
-from kit import config, errors
+from kit import errors
 from kit.kaggle import session
+from kit.yolo.settings import defaults, load
 
 PACKAGE = session.REPOSITORY / "kit"
 FLOORS = {
@@ -238,14 +239,14 @@ def test_error_in_a_notebook_is_one_line() -> None:
 
 def test_every_setting_of_ultralytics_has_types_that_the_kit_knows() -> None:
     """They are read from the comments of its default.yaml, whose style may change with a version."""
-    assert len(config.defaults()) > 80
-    assert {name: types for name, (_, types) in config.defaults().items() if not types or not types <= TYPES} == {}
+    assert len(defaults()) > 80
+    assert {name: types for name, (_, types) in defaults().items() if not types or not types <= TYPES} == {}
 
 
-@pytest.mark.parametrize("name", list(config.defaults()))
+@pytest.mark.parametrize("name", list(defaults()))
 def test_default_of_every_setting_is_accepted(tmp_path: Path, name: str) -> None:
     """Whoever writes Ultralytics' own default into a config changes nothing."""
     (tmp_path / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
-    default = config.defaults()[name][0]
+    default = defaults()[name][0]
     if name not in ("model", "data"):
-        assert config.load(tmp_path / "config.yaml", {name: default}).get(name) == default
+        assert load(tmp_path / "config.yaml", {name: default}).get(name) == default

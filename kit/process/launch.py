@@ -24,7 +24,6 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from kit import config as config_module
 from kit.config import Config
 from kit.data import find
 from kit.errors import CheckpointError, DiedError, InputError, KitError, ModelError, Stopped
@@ -36,6 +35,7 @@ from kit.process.keeper import Keeper
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
+from kit.yolo.settings import load
 
 LOG = "train.log"
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
@@ -75,7 +75,7 @@ def run(
     Raises:
         InputError: Something given cannot be used; nothing was started or written.
     """
-    config = config_module.load(path, words)
+    config = load(path, words)
     find.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
@@ -188,7 +188,7 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
         Stopped: The user stopped it, or the session is about to end.
         KitError: The process failed.
     """
-    config = config_module.load(path, words)
+    config = load(path, words)
     folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
     best = folder / "checkpoints" / "best.pt"
     if not best.exists():

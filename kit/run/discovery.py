@@ -68,7 +68,7 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
     try:
         state = checkpoint.read(path, load, verify=verify)
         config = dict(state["config"])
-        from_dict(config)  # which `changes` looks at
+        dict(config.get("kit") or {})  # which `changes` looks at
         return Candidate(path, checkpoint.summarize(state), identify(state), config, state=state)
     except CheckpointError as error:
         return Candidate(path, problem=str(error))
@@ -132,7 +132,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
 
 def changes(found: Candidate, config: Config) -> list[str]:
     """List the settings that differ from a good candidate's and must not change silently."""
-    return differences(from_dict(found.config), config)
+    return differences(from_dict(config.schema, found.config), config)
 
 
 def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ultralytics.models.yolo.obb import OBBValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 
-from kit.config import FREE, Config, differences, from_dict, load
+from kit.config import Config, differences
 from kit.data import check, find
 from kit.data.find import DataSet
 from kit.errors import CheckpointError, DataError
@@ -27,6 +27,7 @@ from kit.run.status import plain
 from kit.store import checkpoint, disk
 from kit.store.checkpoint import BEST
 from kit.yolo.models import open_best
+from kit.yolo.settings import MAY_CHANGE, from_dict, load
 from kit.yolo.setup import make_samples
 from kit.yolo.train import quiet
 
@@ -140,7 +141,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
     task, loop = state["architecture"]["task"], state["loop"]
     return {
         **run.train,
-        **{name: config.get(name) for name in FREE},
+        **{name: config.get(name) for name in MAY_CHANGE},
         **loop["decided"],
         "task": task,
         "mode": "val",

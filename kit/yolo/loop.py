@@ -18,7 +18,7 @@ from typing import Any
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from kit.config import differences, from_dict
+from kit.config import differences
 from kit.errors import DiedError, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
@@ -26,6 +26,7 @@ from kit.store import checkpoint, disk
 from kit.yolo.batches import Batches
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
+from kit.yolo.settings import from_dict
 from kit.yolo.state import TrainerState
 from kit.yolo.upstream import OwnLoop
 

@@ -22,7 +22,6 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module
 from kit.config import Config
 from kit.data import check as datacheck, find
 from kit.data.find import DataSet
@@ -41,6 +40,7 @@ from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
 from kit.yolo.resume import choose, complete, identify, install, task_of
+from kit.yolo.settings import from_dict
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
 from kit.yolo.tasks import STOCK
@@ -204,7 +204,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status, config = run.status, run.config
     overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
-        old = config_module.from_dict(run.resumed["config"])
+        old = from_dict(run.resumed["config"])
         with fitting(run.source):
             decided = run.resumed["loop"]["decided"]
             overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}

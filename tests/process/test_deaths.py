@@ -17,6 +17,7 @@ from kit.kaggle import deaths, machine, session
 from kit.process.restarts import Restarts
 from kit.run import status
 from kit.yolo import recovery
+from kit.yolo.settings import schema
 from tests.help import training
 from tests.help.training import Child, differences, rows
 from tests.parallel.test_processes import gone, pids, start, wait_for_step
@@ -186,7 +187,7 @@ def test_rank_that_loses_a_worker_is_started_again_with_the_others(place: Path) 
 
 def judged(place: Path, first: dict[str, Any], second: dict[str, Any], asked: bool = False, **kit: Any) -> list[str]:
     """Return what is said of two deaths, each with what the run said last."""
-    settings = Config({}, KitSettings(**kit))
+    settings = Config(schema(), {}, KitSettings(**kit))
     settings.run_folder.mkdir(parents=True, exist_ok=True)
     restarts, lines = Restarts(settings, "auto"), []
     for values in (first, second):
