@@ -26,6 +26,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from kit.config import Config
 from kit.store import checkpoint
+from kit.store.folder import LATEST, PREVIOUS
 from kit.store.writer import Writer
 from kit.yolo.settings import schema
 from kit.yolo.state import SCALARS, TENSORS, TrainerState
@@ -361,7 +362,7 @@ class Kit(Scheme):
 
     def candidates(self) -> Iterator[Path]:
         """Yield the two generations."""
-        yield from filter(Path.exists, (self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS))
+        yield from filter(Path.exists, (self.folder / LATEST, self.folder / PREVIOUS))
 
     def read(self, path: Path) -> Any:
         """Verify, open, and copy out of the mapped file what a resume copies."""

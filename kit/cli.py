@@ -17,6 +17,7 @@ from kit.preflight.checks import STOP
 from kit.process import backups, worker
 from kit.run import status
 from kit.store import disk
+from kit.store.folder import RunFolder
 from kit.yolo import environment
 from kit.yolo.settings import load
 
@@ -160,14 +161,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = load(options.config).run_folder
+    folder = RunFolder(load(options.config).run_folder)
     environment.prepare()
     from kit.store import checkpoint
     from kit.yolo import export, models
     from kit.yolo.train import quiet
 
     quiet()
-    source, target = options.file or folder / "checkpoints" / checkpoint.LATEST, options.out or folder / checkpoint.LAST
+    source, target = options.file or folder.latest, options.out or folder.last
     state = export.export(checkpoint.read(source, models.open_checkpoint))
     disk.publish(target, lambda file: checkpoint.write(state, file))
     print(f"{target}: the model after epoch {state['of_epoch']}, for YOLO('{target}')")

@@ -16,6 +16,7 @@ import pytest
 import kit
 from kit import errors
 from kit.kaggle import session
+from kit.store.folder import RunFolder
 from kit.yolo.settings import defaults, load
 
 PACKAGE = session.REPOSITORY / "kit"
@@ -144,6 +145,29 @@ def names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [alias.name for alias in node.names] if str(node.module).startswith("ultralytics") else []
     return [getattr(node, field) for field in ("attr", "name") if isinstance(getattr(node, field, None), str)]
+
+
+def texts(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Yield the texts of a module that are no docstrings."""
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node
+
+
+def test_names_of_a_runs_files_are_written_in_one_module() -> None:
+    """`RunFolder` has them; a name that is no path, as of a command or of a column of the report, is no file's."""
+    paths = [path for path in vars(RunFolder(Path("run"))).values() if path != Path("run")]
+    files = {path.name for path in paths if path.suffix or path.name == ".lock"}
+    folders = {path.name for path in paths} - files
+    typed = []
+    for name, tree in modules().items():
+        joined = [node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+        for node in texts(tree) if name != "kit.store.folder" else ():
+            parts = set(str(node.value).split("/"))
+            if parts & files or (parts & folders and (len(parts) > 1 or node in joined)):
+                typed.append(f"{name}:{node.lineno}: {node.value}")
+    assert typed == []
 
 
 def test_bootstrap_and_errors_need_nothing_but_the_standard_library() -> None:

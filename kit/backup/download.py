@@ -15,7 +15,8 @@ from kit.backup.stores import Store
 from kit.config import Config
 from kit.errors import KitError, StorageError
 from kit.store import disk
-from kit.store.peek import BEST, LATEST, checksum
+from kit.store.folder import BEST, LATEST
+from kit.store.peek import checksum
 
 WAIT_S, FETCH_S = 300.0, 600  # seconds to wait for a store that fails, and that a backup may take in all
 TRIES = 3  # until a file counts as damaged there

@@ -14,7 +14,8 @@ from kit.backup.manifests import Manifest, read
 from kit.backup.secrets import SECRETS, NotReadyError, status
 from kit.errors import ConfigError
 from kit.kaggle import session
-from kit.store.peek import LATEST, checksum
+from kit.store.folder import LATEST
+from kit.store.peek import checksum
 
 LOOKED_AT = 3  # versions, from the one that may come next to the one before
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from kit.errors import CheckpointError
 from kit.store import disk
-from kit.store.peek import BEST, LATEST, checksum, read_facts
+from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.peek import checksum, read_facts
 
 PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
 AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
@@ -28,7 +29,7 @@ class Pins:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.checkpoints = folder, RunFolder(folder).checkpoints
         self._described: dict[tuple[int, int, int], dict[str, Any] | None] = {}
 
     def look(self) -> Look:
@@ -36,7 +37,7 @@ class Pins:
         found = Look()
         with contextlib.suppress(OSError):
             for name in (LATEST, BEST):
-                found += [_identity(self.folder / "checkpoints" / name)]
+                found += [_identity(self.checkpoints / name)]
         return found
 
     @contextlib.contextmanager
@@ -56,8 +57,8 @@ class Pins:
                 shutil.rmtree(place, ignore_errors=True)
                 disk.make_folder(place)
                 for name, pin in pins.items():
-                    if (self.folder / "checkpoints" / name).exists():
-                        disk.link_or_copy(self.folder / "checkpoints" / name, pin)
+                    if (self.checkpoints / name).exists():
+                        disk.link_or_copy(self.checkpoints / name, pin)
                 if self.describe(pins[LATEST]) is None:
                     raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
                 if self.describe(pins[BEST]) is None:

@@ -23,7 +23,8 @@ from kit.data import find
 from kit.errors import ConfigError, KitError
 from kit.kaggle import session
 from kit.store import disk
-from kit.store.peek import LATEST, PREVIOUS, read_facts
+from kit.store.folder import RunFolder
+from kit.store.peek import read_facts
 
 SHORT_WAIT_S = 7.0  # seconds to wait for a store that fails, where a backup is not required
 LOOK_S = 60  # seconds that a store may take to answer
@@ -50,7 +51,7 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     assert folder is not None
     if resume == "never":
         shutil.rmtree(folder, ignore_errors=True)
-    here = _standing(config.run_folder)
+    here = _standing(RunFolder(config.run_folder))
     try:
         store, manifests = _ask(config, opened, here, say, sleep)
     except ConfigError:
@@ -128,13 +129,13 @@ def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, h
         )
 
 
-def _standing(folder: Path) -> dict[str, Any] | None:
+def _standing(folder: RunFolder) -> dict[str, Any] | None:
     """Return the facts of the furthest good checkpoint in the run folder."""
     found = []
-    for name in (LATEST, PREVIOUS):
+    for path in (folder.latest, folder.previous):
         with contextlib.suppress(KitError):
-            disk.verify(folder / "checkpoints" / name)
-            found.append(read_facts(folder / "checkpoints" / name))
+            disk.verify(path)
+            found.append(read_facts(path))
     return max(found, key=order, default=None)
 
 

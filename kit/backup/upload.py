@@ -20,9 +20,9 @@ from kit.backup.secrets import NotReadyError, describe, missing
 from kit.backup.stores import Store
 from kit.errors import KitError, StorageError
 from kit.store import disk
-from kit.store.peek import BEST, LATEST, read_facts
+from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.peek import read_facts
 
-NAME = "backup.json"
 SHARE = 0.1  # of the time that uploading may take
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # after an upload that failed; doubled from the one to the other
 READY_S, READY_PAUSE_S = 1200.0, 30.0  # until a store has made ready what it got, and between two looks
@@ -215,13 +215,13 @@ class Backup:
         self.news.update(news, updated=time.time())
         text = json.dumps(self.news, indent=1).encode()
         with contextlib.suppress(StorageError):  # as for all news: the next time will do
-            disk.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
+            disk.publish(RunFolder(self.folder).backup, lambda file: file.write(text), durable=False)
 
 
 def read_news(folder: Path) -> dict[str, Any]:
     """Return what `backup.json` of a run folder says; empty where there is none."""
     try:
-        news = json.loads((folder / NAME).read_bytes())
+        news = json.loads(RunFolder(folder).backup.read_bytes())
     except (OSError, ValueError):
         return {}
     return news if isinstance(news, dict) else {}

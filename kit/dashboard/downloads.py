@@ -31,15 +31,15 @@ from kit.dashboard.page import wrap
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
 from kit.store import archive, disk
+from kit.store.folder import BEST, LATEST, RunFolder
 
-FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files
 SHARE = 500  # seconds between two refreshes, for each second of CPU time that one takes
-SOURCES = {  # what is offered: path in the run folder, name of the download, what for
-    "checkpoints/best.pt": ("best.pt", "the best model, with all of its training state"),
-    "slim.pt": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
-    "checkpoints/latest.pt": ("latest.pt", "where training stands: put it back to go on"),
-    "results.csv": ("results.csv", "a row for each epoch"),
+SOURCES = {  # what is offered: which file of the run folder, name of the download, what for
+    "best": (BEST, "the best model, with all of its training state"),
+    "slim": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
+    "latest": (LATEST, "where training stands: put it back to go on"),
+    "table": (RunFolder(Path()).table.name, "a row for each epoch"),
 }
 PLOTS = "plots.zip"
 _OWN = re.compile(r"(best|slim-best|latest|results|plots)(-e\d+)?-[0-9a-f]{8}\.\w+|plots\.zip|\..*\.tmp")
@@ -117,14 +117,14 @@ class Downloads:
         """Remove all second names."""
         self._remove()
         with contextlib.suppress(OSError):
-            (self.folder / FOLDER).rmdir()
+            RunFolder(self.folder).downloads.rmdir()
 
     def _refresh(self) -> list[Item]:
-        began = time.thread_time()
+        began, files = time.thread_time(), RunFolder(self.folder)
         for source, (name, purpose) in SOURCES.items():
             with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
-                self._offer(name, purpose, _key(self.folder / source), partial(Path, self.folder, source))
-        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *self.folder.glob("results/*.??g")])
+                self._offer(name, purpose, _key(path := getattr(files, source)), partial(Path, path))
+        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
         if plots and self.second_names:
             with contextlib.suppress(OSError, StorageError):
                 self._offer(PLOTS, "all pictures", tuple(map(_key, plots)), lambda: self._pack(plots))
@@ -137,7 +137,7 @@ class Downloads:
 
     def _remove(self, keep: Iterable[Path] = ()) -> None:
         """Remove second names; what somebody else has put there stays."""
-        for path in (self.folder / FOLDER).glob("*"):
+        for path in RunFolder(self.folder).downloads.glob("*"):
             if path not in keep and _OWN.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ class Downloads:
             OSError: `path` is another file by now.
         """
         try:
-            target = disk.make_folder(self.folder / FOLDER) / name
+            target = disk.make_folder(RunFolder(self.folder).downloads) / name
             if path.parent == target.parent:
                 return path.replace(target)
             disk.link(path, target)
@@ -177,7 +177,7 @@ class Downloads:
 
     def _pack(self, plots: list[Path]) -> Path:
         """Pack pictures, which are compressed already; the same ones make the same bytes."""
-        target = disk.make_folder(self.folder / FOLDER) / PLOTS
+        target = disk.make_folder(RunFolder(self.folder).downloads) / PLOTS
 
         def write(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w") as packed:
@@ -260,7 +260,7 @@ def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str
 
 def other_ways(folder: Path) -> list[str]:
     """Name the ways to the files that need no link."""
-    place = os.path.relpath(folder / "checkpoints", session.working())
+    place = os.path.relpath(RunFolder(folder).checkpoints, session.working())
     if not session.on_kaggle():
         return [f"Or take them from {place} in the working folder."]
     return [

@@ -168,7 +168,7 @@ def _halves(slices: range) -> tuple[range, range]:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Let one process of this machine at a time do what writes into scratch, however long it takes."""
-    lock = Lock(scratch() / ".lock")
+    lock = Lock(scratch() / "ranks.lock")
     lock.acquire(wait=float("inf"))
     try:
         yield

@@ -35,9 +35,9 @@ from kit.process.keeper import Keeper
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
+from kit.store.folder import RunFolder
 from kit.yolo.settings import load
 
-LOG = "train.log"
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
 
 
@@ -100,7 +100,7 @@ def run(
     with _forwarding() as asked:
         code = 0
         if config.kit.backup:
-            with Log(folder / LOG, tell) as log:
+            with Log(RunFolder(folder).log, tell) as log:
                 code = children.watch(start(log, resume, task=backups.FETCH), log, asked, Bounds(config))
                 if code < 0:
                     log.say(f"error: {deaths.lost('The process that fetches the backup', code, machine.oom_kills())}")
@@ -111,12 +111,12 @@ def run(
             if resume == "never" and (old := disk.set_run_aside(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            with Log(folder / LOG, tell) as log:
+            with Log(RunFolder(folder).log, tell) as log:
                 code = _train(config, resume, start, log, said, asked)
     error = "" if code in (0, 75) else _error("".join(said).splitlines())
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
-        if code == 2 and same and not list((folder / "checkpoints").glob("*.pt")):
+        if code == 2 and same and not list(RunFolder(folder).checkpoints.glob("*.pt")):
             shutil.rmtree(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
 
@@ -190,7 +190,7 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
     """
     config = load(path, words)
     folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
-    best = folder / "checkpoints" / "best.pt"
+    best = RunFolder(folder).best
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
     if not scores.current(folder):

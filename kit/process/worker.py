@@ -14,6 +14,7 @@ from kit.config import Config
 from kit.errors import KitError, LostError, Stopped
 from kit.parallel.world import World
 from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent
+from kit.store.folder import RunFolder
 from kit.yolo import environment
 
 
@@ -101,7 +102,7 @@ def main(config: Config, resume: str) -> int:
 def _own_log(config: Config, rank: int) -> TextIO:
     """Send what this process prints into a log of its own, and return where the first process's goes."""
     shared = open(os.dup(2), "w")  # noqa: SIM115
-    with open(config.run_folder / f"train-{rank}.log", "a") as log:
+    with open(RunFolder(config.run_folder).log_of(rank), "a") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     return shared

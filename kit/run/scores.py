@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = "results"  # in the run folder
-NAME = "results.json"
-PICTURE = "predictions.jpg"
+from kit.store.folder import RunFolder
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -18,7 +16,7 @@ def read(folder: Path) -> dict[str, Any]:
         folder: The run folder.
     """
     try:
-        values = json.loads((folder / FOLDER / NAME).read_bytes())
+        values = json.loads(RunFolder(folder).scores.read_bytes())
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -35,5 +33,5 @@ def current(folder: Path) -> bool:
 
     An earlier version of the kit took other settings, and did not write down which.
     """
-    best, values = folder / "checkpoints" / "best.pt", read(folder)
+    best, values = RunFolder(folder).best, read(folder)
     return best.exists() and values.get("file") == fingerprint(best) and "settings" in values

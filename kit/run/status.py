@@ -17,8 +17,8 @@ from typing import Any
 
 from kit.errors import MovedError, StorageError
 from kit.store import disk
+from kit.store.folder import RunFolder
 
-NAME = "status.json"
 AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
@@ -33,7 +33,7 @@ class Status:
     """
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
-        self.path, self.silent = folder / NAME, silent
+        self.path, self.silent = RunFolder(folder).status, silent
         self.values: dict[str, Any] = {"pid": os.getpid(), "messages": []}
         self._next = 0.0
         self._pool = ThreadPoolExecutor(1, "status")
@@ -91,7 +91,8 @@ def plain(value: Any) -> Any:
 def read(folder: Path) -> dict[str, Any]:
     """Return what the run last said; empty where there is nothing readable."""
     try:
-        values = json.loads((folder / NAME).read_bytes()) if (folder / NAME).stat().st_size < LARGEST else {}
+        path = RunFolder(folder).status
+        values = json.loads(path.read_bytes()) if path.stat().st_size < LARGEST else {}
     except (OSError, ValueError, RecursionError):  # a thousand brackets
         return {}
     return values if isinstance(values, dict) else {}
@@ -102,7 +103,7 @@ def change(folder: Path, **values: Any) -> None:
     if known := read(folder):
         text = json.dumps({**known, **values}, indent=1).encode()
         with contextlib.suppress(StorageError):
-            disk.publish(folder / NAME, lambda file: file.write(text), durable=False)
+            disk.publish(RunFolder(folder).status, lambda file: file.write(text), durable=False)
 
 
 def duration(seconds: float) -> str:

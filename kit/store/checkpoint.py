@@ -26,8 +26,6 @@ from kit.store import archive, disk as storage, records
 FORMAT = 1
 MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
 DESCRIBED = ("backbone", "head", "activation", "end2end", "reg_max", "kpt_shape", "channels")  # what a model computes
-LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
-SLIM, LAST = "slim.pt", "last.pt"  # in the run folder: the best and the last model, no checkpoints
 KEYS = (
     "epoch",
     "model_state_dict",

@@ -25,6 +25,7 @@ from kit.errors import BusyError, CheckpointError, MovedError, StorageError
 from kit.kaggle import session
 from kit.store import archive
 from kit.store.direct import DirectFile
+from kit.store.folder import RunFolder
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
 RESERVE = 64 << 20  # bytes that a write leaves free, but for one that nothing comes after
@@ -241,9 +242,10 @@ def set_run_aside(folder: Path) -> Path | None:
     Raises:
         BusyError: Another process trains in it.
     """
-    if not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").iterdir()):
+    files = RunFolder(folder)
+    if not files.checkpoints.is_dir() or not any(files.checkpoints.iterdir()):
         return None
-    with Lock(folder / ".lock"):
+    with Lock(files.lock):
         return set_aside(folder)
 
 

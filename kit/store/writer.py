@@ -21,12 +21,11 @@ from typing import Any
 
 from kit.errors import StorageError
 from kit.store import checkpoint, disk as storage
-from kit.store.checkpoint import BEST, LATEST, PREVIOUS
 from kit.store.disk import DISK, Disk
+from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.store.snapshot import FlatBuffer, Sections, StagingBuffer, TensorLayout
 
 SLOTS = 2
-SPARE = ("downloads/*.pt", f"checkpoints/{PREVIOUS}")  # in the run folder: what gives way to a save, the first first
 RECENT = 8  # saves that the interval is measured from
 
 
@@ -279,8 +278,10 @@ class Writer:
 
     def _spare(self) -> Iterator[Path]:
         """Yield what gives way to a save; `previous.pt` only where it is not the only checkpoint."""
-        for pattern in SPARE if (self.folder / LATEST).exists() else SPARE[:1]:
-            yield from sorted(self.folder.parent.glob(pattern))
+        files = RunFolder(self.folder.parent)
+        yield from sorted(files.downloads.glob("*.pt"))
+        if files.latest.exists() and files.previous.exists():
+            yield files.previous
 
 
 def _done() -> Future[None]:

@@ -25,7 +25,7 @@ from kit.kaggle import session
 from kit.run import scores
 from kit.run.status import plain
 from kit.store import checkpoint, disk
-from kit.store.checkpoint import BEST
+from kit.store.folder import RunFolder
 from kit.yolo.models import open_best
 from kit.yolo.settings import MAY_CHANGE, from_dict, load
 from kit.yolo.setup import make_samples
@@ -72,14 +72,15 @@ def evaluate(config: Config) -> dict[str, Any]:
         DataError: The data set is not here, or not for the run's classes.
     """
     quiet()
-    best = config.run_folder / "checkpoints" / BEST
+    files = RunFolder(config.run_folder)
+    best = files.best
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
     state = checkpoint.read(best, load=open_best)
     file = scores.fingerprint(best)
     run, task = from_dict(state["config"]), state["architecture"]["task"]
     dataset = _find_data(config, run, state["architecture"])
-    folder = disk.make_folder(config.run_folder / scores.FOLDER)
+    folder = disk.make_folder(files.results)
     validator = VALIDATORS[task](save_dir=folder, args=_arguments(config, run, state, dataset))
     model = state["model"].float()
     model.load_state_dict(state["ema_state_dict"])  # in full precision, as training validates it
@@ -92,7 +93,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         height, width = picture.shape[:2]
         scale = min(1.0, WIDTH / max(height, width))
         small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(folder / scores.PICTURE), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
+        cv2.imwrite(str(files.predictions), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     under = {"run_id": state["run_id"], "settings": run.train, "data": _contents(dataset, run, task)}
     found: dict[str, Any] = plain(
         {
@@ -107,7 +108,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         }
     )
     text = json.dumps(found, indent=1).encode()
-    disk.publish(folder / scores.NAME, lambda out: out.write(text), durable=False)
+    disk.publish(files.scores, lambda out: out.write(text), durable=False)
     return found
 
 

@@ -22,7 +22,8 @@ from kit.config import differences
 from kit.errors import DiedError, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
-from kit.store import checkpoint, disk
+from kit.store import disk
+from kit.store.folder import BEST, LATEST
 from kit.yolo.batches import Batches
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
@@ -44,7 +45,7 @@ class Resumable(Recovery, Batches, OwnLoop):
         with suppress(OSError):  # it is not empty: somebody's own
             self.wdir.rmdir()  # the folder 'weights', which Ultralytics has made
         self.wdir = run.writer.folder
-        self.last, self.best = self.wdir / checkpoint.LATEST, self.wdir / checkpoint.BEST
+        self.last, self.best = self.wdir / LATEST, self.wdir / BEST
         for event in ("on_val_batch_start", "on_val_end"):
             self.add_callback(event, lambda _: self.poll_stop())
 

@@ -18,7 +18,7 @@ from kit.run import discovery
 from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.run.status import Status, duration, read as news
 from kit.store import checkpoint, disk, peek
-from kit.store.checkpoint import BEST, LATEST, PREVIOUS
+from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.yolo import models, stock
 from kit.yolo.fitting import check, fitting
 from kit.yolo.models import open_best, open_checkpoint
@@ -124,7 +124,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
         )
     if resume != "auto":
         _branch(found, bool(changed), config)
-    if found.path.parent != config.run_folder / "checkpoints":
+    if found.path.parent != RunFolder(config.run_folder).checkpoints:
         status.values["receipt"] = news(found.path.parent.parent).get("receipt")
     return found
 
@@ -135,7 +135,7 @@ def install(config: Config, found: Candidate, status: Status) -> None:
     Raises:
         StorageError: There is no room.
     """
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     latest, branched = folder / LATEST, found.state and found.state["progress"].get("branched")
     if branched and latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
@@ -160,7 +160,7 @@ def _branch(found: Candidate, changed: bool, config: Config) -> None:
     """
     assert found.summary is not None
     assert found.state is not None
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     scanned = [each for each in discovery.scan(config.run_folder, config.restored_folder) if each.summary]
     rivals = [each for each in scanned if each.path.parent == folder or _same_run(each, found)]
     furthest = max((each.summary.order for each in rivals if each.summary), default=found.summary.order)
@@ -209,7 +209,7 @@ def complete(config: Config, state: dict[str, Any]) -> bool:
 
 
 def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     verdicts = discovery.judge(config, identity)
     taken = next((verdict.candidate for verdict in verdicts if verdict.taken), None)
     if not taken and (folder / BEST).exists():

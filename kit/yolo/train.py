@@ -35,6 +35,7 @@ from kit.run.run import Run
 from kit.run.status import Status, duration
 from kit.store import checkpoint, disk
 from kit.store.disk import Lock
+from kit.store.folder import RunFolder
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
@@ -139,10 +140,11 @@ def _open(
     limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
     if ranks.is_main:
         folder = config.run_folder
-        disk.make_folder(folder / "checkpoints")
-        stack.enter_context(Lock(folder / ".lock"))
+        files = RunFolder(folder)
+        disk.make_folder(files.checkpoints)
+        stack.enter_context(Lock(files.lock))
         disk.sweep(folder)
-        disk.sweep(folder / "checkpoints")
+        disk.sweep(files.checkpoints)
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
         status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()

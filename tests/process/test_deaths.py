@@ -15,7 +15,6 @@ from kit import config
 from kit.config import Config, KitSettings
 from kit.kaggle import deaths, machine, session
 from kit.process.restarts import Restarts
-from kit.run import status
 from kit.yolo import recovery
 from kit.yolo.settings import schema
 from tests.help import training
@@ -193,7 +192,7 @@ def judged(place: Path, first: dict[str, Any], second: dict[str, Any], asked: bo
     for values in (first, second):
         restarts.begin()
         known = {"updated": time.time(), "elapsed_s": 100.0, "batches": 10, **values}
-        (settings.run_folder / status.NAME).write_text(config.json.dumps(known))
+        (settings.run_folder / "status.json").write_text(config.json.dumps(known))
         lines.append(restarts.judge(f"It died{deaths.AGAIN} Sad.", asked)[1])
     return lines
 

@@ -208,7 +208,7 @@ def test_time_to_answer_grows_with_what_a_step_and_a_save_take(place: Path, monk
     assert not limits.hangs(now - 50, 0.0)
     assert limits.hangs(now - 70, 0.0)
     assert not limits.hangs(now - 70, now - 10)
-    (settings.run_folder / status.NAME).write_text('{"stop_s": 100}')
+    (settings.run_folder / "status.json").write_text('{"stop_s": 100}')
     assert not limits.hangs(now - 350, 0.0)
     assert limits.hangs(now - 370, 0.0)
     assert not limits.over()
