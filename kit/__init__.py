@@ -92,9 +92,9 @@ def verify(path: str | Path) -> None:
     Raises:
         KitError: It is missing or damaged.
     """
-    from kit.store import disk
+    from kit.store import archive
 
-    disk.verify(Path(path))
+    archive.verify(Path(path))
 
 
 def doctor(config: str | Path | None = None, **settings: Any) -> None:

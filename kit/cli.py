@@ -16,7 +16,7 @@ from kit.preflight import report
 from kit.preflight.checks import STOP
 from kit.process import backups, worker
 from kit.run import status
-from kit.store import disk
+from kit.store import archive, disk
 from kit.store.folder import RunFolder
 from kit.yolo import environment
 from kit.yolo.settings import load
@@ -152,7 +152,7 @@ def _verify(options: argparse.Namespace) -> int:
     worst = 0
     for path in options.files:
         try:
-            disk.verify(path)
+            archive.verify(path)
             print(f"{path}: good")
         except KitError as error:
             print(error)

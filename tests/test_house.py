@@ -170,6 +170,52 @@ def test_names_of_a_runs_files_are_written_in_one_module() -> None:
     assert typed == []
 
 
+WRITERS = {  # the modules outside of the store that write by themselves, and why
+    "kit.kaggle.bootstrap": "a temporary folder for pip; nothing is installed yet",
+    "kit.kaggle.notebook": "the notebook itself, and in its cell the clone, before there is a kit",
+    "kit.kaggle.session": "makes scratch, below the store",
+    "kit.process.children": "the log takes what a process prints as it comes",
+    "kit.process.worker": "the same for the other processes of a run",
+    "kit.data.images": "a cache in scratch, mapped into memory and written in place",
+    "kit.data.shapes": "drawn images and their labels, in scratch",
+    "kit.dashboard.downloads": "removes its own folder where it is empty",
+    "kit.yolo.environment": "Ultralytics' home in scratch",
+    "kit.yolo.loop": "removes the empty folder that Ultralytics made",
+    "kit.yolo.samples": "the folder of the label caches, in scratch",
+    "kit.yolo.train": "fonts for Ultralytics, in its own folder",
+}
+PATH_CALLS = {"mkdir", "write_text", "write_bytes", "unlink", "rmdir", "rename", "touch", "symlink_to", "hardlink_to"}
+OS_CALLS = {"os.link", "os.rename", "os.replace", "os.remove", "os.makedirs", "os.truncate", "os.symlink"}
+OS_CALLS |= {f"shutil.{name}" for name in ("rmtree", "move", "copy", "copy2", "copyfile", "copytree")}
+
+
+def writes(call: ast.Call) -> bool:
+    """Tell whether a call opens a file for writing, or makes, renames or removes one."""
+    name = ast.unparse(call.func)
+    if name in ("open", "io.open", "os.fdopen"):
+        mode = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
+        fresh = call.args and not ast.unparse(call.args[0]).startswith("os.dup")  # a second name of an open file
+        return bool(fresh and mode and set(ast.unparse(mode[0])) & set("wax+"))
+    if name == "os.open":
+        return bool({"O_CREAT", "O_RDWR", "O_TRUNC"} & set(re.findall(r"O_\w+", ast.unparse(call))))
+    owner, _, method = name.rpartition(".")
+    if owner.rpartition(".")[2] in ("disk", "DISK"):
+        return False  # by the store
+    one_word = method == "replace" and len(call.args) == 1  # of a path; that of a text takes two
+    return name in OS_CALLS or (bool(owner) and (method in PATH_CALLS or one_word))
+
+
+def test_only_the_store_writes_files() -> None:
+    """Every other module goes through it, or is on the list with a reason."""
+    calls = {
+        name: [call.lineno for call in ast.walk(tree) if isinstance(call, ast.Call) and writes(call)]
+        for name, tree in modules().items()
+        if top(name) != "store"
+    }
+    assert {name: lines for name, lines in calls.items() if lines and name not in WRITERS} == {}
+    assert {name for name in WRITERS if not calls.get(name)} == set(), "no longer needed on the list"
+
+
 def test_bootstrap_and_errors_need_nothing_but_the_standard_library() -> None:
     """Nothing else may be there yet when they run."""
     for name in ("kit.kaggle.bootstrap", "kit.errors"):

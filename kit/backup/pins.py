@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kit.errors import CheckpointError
-from kit.store import disk
+from kit.store import archive, disk
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.store.peek import checksum, read_facts
 
@@ -54,7 +53,7 @@ class Pins:
         pins = {name: place / name for name in (LATEST, BEST)}
         try:
             for left in range(AGREE_S if patient else 0, -1, -1):
-                shutil.rmtree(place, ignore_errors=True)
+                disk.remove(place)
                 disk.make_folder(place)
                 for name, pin in pins.items():
                     if (self.checkpoints / name).exists():
@@ -62,18 +61,18 @@ class Pins:
                 if self.describe(pins[LATEST]) is None:
                     raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
                 if self.describe(pins[BEST]) is None:
-                    pins[BEST].unlink(missing_ok=True)
+                    disk.remove(pins[BEST])
                     break
                 latest, best = read_facts(pins[LATEST]), read_facts(pins[BEST])
                 if all(latest[key] == best[key] for key in ("run_id", "best_map")):
                     break
                 if not left:
-                    pins[BEST].unlink()  # no resume would take it
+                    disk.remove(pins[BEST])  # no resume would take it
                     break
                 time.sleep(1)
             yield {name: pin for name, pin in pins.items() if pin.exists()}
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            disk.remove(place)
 
     def describe(self, path: Path) -> dict[str, Any] | None:
         """Return size and checksum of a good file, which is read once; None of a damaged one, and of none."""
@@ -82,18 +81,18 @@ class Pins:
         key = _identity(path)
         if key not in self._described:
             try:
-                disk.verify(path)
+                archive.verify(path)
                 self._described[key] = {"size": path.stat().st_size, "sha256": checksum(path)}
             except CheckpointError:
                 self._described[key] = None
         return self._described[key]
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the second names that a process left in a run folder which was ended in mid-upload."""
     for place in folder.glob(f"{PINS}*"):
         if not Path("/proc", place.name.removeprefix(PINS)).exists():
-            shutil.rmtree(place, ignore_errors=True)
+            disk.remove(place)
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -7,7 +7,6 @@ anything here. Where the newest backup is damaged there, the one before it is fe
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from kit.config import Config
 from kit.data import find
 from kit.errors import ConfigError, KitError
 from kit.kaggle import session
-from kit.store import disk
+from kit.store import archive, disk
 from kit.store.folder import RunFolder
 from kit.store.peek import read_facts
 
@@ -50,7 +49,7 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     assert address is not None
     assert folder is not None
     if resume == "never":
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.remove(folder)
     here = _standing(RunFolder(config.run_folder))
     try:
         store, manifests = _ask(config, opened, here, say, sleep)
@@ -70,7 +69,7 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     if resume != "auto":
         return
     if not found:
-        shutil.rmtree(folder, ignore_errors=True)  # fetched for an earlier start, and no backup of this run any more
+        disk.remove(folder)  # fetched for an earlier start, and no backup of this run any more
     further = [each for each in found if here is None or order(each) > order(here)]
     if further and not holds(folder, further[0]):  # a start beside this one may have brought it
         bring(config, store, further, here is None, say, sleep)
@@ -134,7 +133,7 @@ def _standing(folder: RunFolder) -> dict[str, Any] | None:
     found = []
     for path in (folder.latest, folder.previous):
         with contextlib.suppress(KitError):
-            disk.verify(path)
+            archive.verify(path)
             found.append(read_facts(path))
     return max(found, key=order, default=None)
 

@@ -167,7 +167,7 @@ class Backup:
         if self.pins.describe(path) == newest["files"][BEST]:
             paths[BEST] = path
         else:
-            path.unlink(missing_ok=True)
+            disk.remove(path)
 
     def _is_good(self, manifest: Manifest, name: str) -> bool:
         """Read a file back from the store, once, and compare its checksum."""

@@ -139,7 +139,7 @@ class Downloads:
         """Remove second names; what somebody else has put there stays."""
         for path in RunFolder(self.folder).downloads.glob("*"):
             if path not in keep and _OWN.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                disk.remove(path)
 
     def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
         """Offer a file, unless the one that is offered is it."""
@@ -166,12 +166,13 @@ class Downloads:
         try:
             target = disk.make_folder(RunFolder(self.folder).downloads) / name
             if path.parent == target.parent:
-                return path.replace(target)
+                disk.DISK.replace(path, target)
+                return target
             disk.link(path, target)
         except StorageError:
             return path
         if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
-            target.unlink()
+            disk.remove(target)
             raise OSError(f"{path} was replaced")  # the next look finds the new one
         return target
 

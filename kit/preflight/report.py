@@ -28,8 +28,7 @@ from kit.errors import KitError
 from kit.kaggle import machine, session
 from kit.preflight import checks
 from kit.preflight.checks import OK, STOP, WARNING
-from kit.store import disk as storage
-from kit.store.disk import Disk
+from kit.store.disk import DISK, Disk
 from kit.yolo.settings import load, schema
 
 PROBE_S = 60.0  # for importing torch, one kernel on each GPU, and reading the checkpoints
@@ -128,7 +127,7 @@ def findings(
     settings: Iterable[str] | Mapping[str, Any] = (),
     *,
     probe: Callable[[Path], AbstractContextManager[Callable[[], Facts]]] = probing,
-    disk: Disk = storage.DISK,
+    disk: Disk = DISK,
     root: Path = machine.ROOT,
 ) -> Iterator[Finding]:
     """Look at everything; nothing that is found is raised.

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from kit.backup.pins import sweep
+from kit.backup.pins import remove_leftovers
 from kit.backup.restore import fetch
 from kit.backup.secrets import describe, leave
 from kit.backup.stores import open_store
@@ -87,7 +87,7 @@ def main(config: Config, resume: str) -> int:
 def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], None]) -> None:
     os.nice(10)
     address = str(config.kit.backup)
-    sweep(config.run_folder)
+    remove_leftovers(config.run_folder)
     backup = Backup(config.run_folder, address, open_store(address), resume == "never", say)
     while not stop:
         backup.step()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from subprocess import Popen
 from types import TracebackType
 
-from kit.backup.pins import sweep
+from kit.backup.pins import remove_leftovers
 from kit.backup.upload import report
 from kit.config import Config
 from kit.kaggle import deaths, machine
@@ -88,7 +88,7 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
         self._process.wait()
-        sweep(self._config.run_folder)
+        remove_leftovers(self._config.run_folder)
 
 
 def wait_for(process: Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:

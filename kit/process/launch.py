@@ -9,7 +9,6 @@ processes that it starts, the first one writes to `train.log`, and the others to
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +107,7 @@ def run(
         if code == 0 and asked:
             code = Stopped.exit_code
         if code == 0:
-            if resume == "never" and (old := disk.set_run_aside(folder)):
+            if resume == "never" and (old := disk.quarantine_run(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
             with Log(RunFolder(folder).log, tell) as log:
@@ -117,7 +116,7 @@ def run(
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
         if code == 2 and same and not list(RunFolder(folder).checkpoints.glob("*.pt")):
-            shutil.rmtree(folder)  # it was made above and holds nothing but this failure
+            disk.remove(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import serialization
 
 from kit.errors import CheckpointError
-from kit.store import archive, disk as storage, records
+from kit.store import archive, records
 
 FORMAT = 1
 MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
@@ -147,7 +147,7 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         CheckpointError: The file is missing, damaged, of another format, or holds more than tensors and plain values.
     """
     if verify:
-        storage.verify(path)
+        archive.verify(path)
     archive.look_through(path)
     try:
         state = load(path)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import StorageError
-from kit.store import checkpoint, disk as storage
-from kit.store.disk import DISK, Disk
+from kit.store import checkpoint
+from kit.store.disk import DISK, RESERVE, Disk, make_folder, make_room, publish
 from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.store.snapshot import FlatBuffer, Sections, StagingBuffer, TensorLayout
 
@@ -74,7 +74,7 @@ class Writer:
         Raises:
             StorageError: It has not.
         """
-        storage.make_room(self.folder.parent, size, self.disk)
+        make_room(self.folder.parent, size, self.disk)
 
     def allocate(self, layout: dict[str, list[TensorLayout]]) -> None:
         """Have the memory for snapshots made in the background, before it is needed."""
@@ -196,8 +196,8 @@ class Writer:
             StorageError: There is no room either.
         """
         state = build({name: [tensor.detach().cpu() for tensor in each] for name, each in sections.items()})
-        storage.make_room(storage.make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
-        storage.publish(path, lambda file: checkpoint.write(state, file))
+        make_room(make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
+        publish(path, lambda file: checkpoint.write(state, file))
 
     def write_extra(self, path: Path, state: dict[str, Any], size: int) -> None:
         """Publish a file that no resume needs, after what is being written; a full disk does without it.
@@ -211,8 +211,8 @@ class Writer:
         def write() -> None:
             cpu = time.thread_time()
             with suppress(StorageError):  # latest.pt, which is larger, tells of a full disk
-                storage.make_room(path.parent, size, self.disk)
-                storage.publish(path, lambda file: checkpoint.write(state, file), durable=False, disk=self.disk)
+                make_room(path.parent, size, self.disk)
+                publish(path, lambda file: checkpoint.write(state, file), durable=False, disk=self.disk)
             self.cpu_s += time.thread_time() - cpu
 
         self._pool.submit(write)
@@ -259,13 +259,13 @@ class Writer:
     def _publish(self, name: str, state: dict[str, Any], size: int, must: bool) -> None:
         """Publish a checkpoint, and take the room for one that must be from what can be made again."""
         if not self.folder.is_dir():
-            storage.make_folder(self.folder)  # deleted while training
+            make_folder(self.folder)  # deleted while training
         previous = self.folder / PREVIOUS if name == LATEST else None
-        spare, reserve = (self._spare(), 0) if must else (iter(()), storage.RESERVE + size // 4)
+        spare, reserve = (self._spare(), 0) if must else (iter(()), RESERVE + size // 4)
         while True:
             try:
-                storage.make_room(self.folder, size, self.disk, reserve)
-                storage.publish(
+                make_room(self.folder, size, self.disk, reserve)
+                publish(
                     self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
                 )
             except StorageError as error:

@@ -22,8 +22,8 @@ from kit.config import differences
 from kit.errors import DiedError, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
-from kit.store import disk
 from kit.store.folder import BEST, LATEST
+from kit.store.refusal import explain
 from kit.yolo.batches import Batches
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
@@ -229,7 +229,7 @@ class Resumable(Recovery, Batches, OwnLoop):
         try:
             self.metrics = self._validated(lambda: self.validator(model=self.best))
         except OSError as error:
-            text = f"'{error.filename or self.best}' could not be read: {disk.reason(error)}."
+            text = f"'{error.filename or self.best}' could not be read: {explain(error)}."
             raise StorageError(f"The final evaluation is left to the next start: {text}") from error
         self.metrics.pop("fitness", None)
         self.epoch += 1  # loggers put these metrics one epoch further

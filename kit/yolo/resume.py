@@ -147,8 +147,8 @@ def install(config: Config, found: Candidate, status: Status) -> None:
         disk.copy(found.path, arriving)  # before anything gives way to it
         for path in (folder / LATEST, folder / PREVIOUS):
             if path.exists():
-                status.say(f"{path.name} of the run folder was kept as {disk.set_aside(path, 'old').name}")
-        arriving.replace(folder / LATEST)
+                status.say(f"{path.name} of the run folder was kept as {disk.quarantine(path, 'old').name}")
+        disk.DISK.replace(arriving, folder / LATEST)
     _see_to_best(folder / BEST, found, status)
 
 
@@ -181,11 +181,11 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         seen = discovery.look(best, load=open_best)
         if seen.problem:
             status.say(f"WARNING: {seen.problem}")
-            status.say(f"It was set aside as {disk.set_aside(best).name}")
+            status.say(f"It was set aside as {disk.quarantine(best).name}")
         elif found.path.parent == best.parent or _same_best(seen, found):
             return
         else:
-            status.say(f"{best.name} of the run folder was kept as {disk.set_aside(best, 'old').name}")
+            status.say(f"{best.name} of the run folder was kept as {disk.quarantine(best, 'old').name}")
     if found.summary is None or found.summary.best_map is None:
         return
     for path in [*sorted(found.path.parent.glob(UPLOADED)), *sorted(session.inputs().rglob(UPLOADED))]:
@@ -220,7 +220,7 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
         status.say(f"WARNING: {damaged.problem}")
         if damaged.path.parent == folder:
-            status.say(f"It was set aside as {disk.set_aside(damaged.path).name}")
+            status.say(f"It was set aside as {disk.quarantine(damaged.path).name}")
     refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
     for verdict in refused[:SHOWN]:
         status.say(f"Not taken: {verdict.candidate.path} ({verdict.reason})")

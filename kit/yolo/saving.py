@@ -86,7 +86,7 @@ class Saving(Setup):
         for kept in self.wdir.glob(f"{LATEST}.{ABANDONED}") if self.run.branch else ():
             line = discovery.look(kept, verify=False).summary
             if line and line.global_step < self.global_step:
-                kept.unlink(missing_ok=True)
+                disk.remove(kept)
 
     def _save_surely(self, epoch: int, batch: int, *, best: bool = False) -> None:
         """Save where no other save follows: without room into scratch, and then wait for room.

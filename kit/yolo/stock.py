@@ -20,7 +20,7 @@ from ultralytics.utils import IterableSimpleNamespace
 
 from kit.errors import CheckpointError
 from kit.run import order
-from kit.store import archive, checkpoint, disk
+from kit.store import archive, checkpoint
 from kit.store.checkpoint import plain
 from kit.yolo import models
 from kit.yolo.settings import RESERVED
@@ -35,7 +35,7 @@ def convert(path: Path) -> dict[str, Any] | None:
     """
     try:
         archive.look_through(path)
-        disk.verify(path)
+        archive.verify(path)
         saved = models.open_checkpoint(path)
         model: Any = saved.get("ema") or saved.get("model")
         args = saved["train_args"]

@@ -34,8 +34,9 @@ from kit.run.limit import Deadline
 from kit.run.run import Run
 from kit.run.status import Status, duration
 from kit.store import checkpoint, disk
-from kit.store.disk import Lock
 from kit.store.folder import RunFolder
+from kit.store.lock import Lock
+from kit.store.refusal import explain
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
@@ -91,7 +92,7 @@ def train(
         if world.size > 1:
             overrides["device"] = device
         if resume == "never" and world.local_rank == 0:
-            disk.set_run_aside(config.run_folder)
+            disk.quarantine_run(config.run_folder)
         if world.size > world.local_size:
             ranks.elect_main(_steps(config, resume, identity) if world.local_rank == 0 else -1)
         run = _open(config, resume, identity, stop, ranks, stack)
@@ -143,8 +144,8 @@ def _open(
         files = RunFolder(folder)
         disk.make_folder(files.checkpoints)
         stack.enter_context(Lock(files.lock))
-        disk.sweep(folder)
-        disk.sweep(files.checkpoints)
+        disk.remove_leftovers(folder)
+        disk.remove_leftovers(files.checkpoints)
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
         status.values["messages"] += os.environ.get(status_module.AGAIN, "").splitlines()
@@ -218,7 +219,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
-            raise StorageError(f"'{run.folder}' cannot be written: {disk.reason(error)}.") from error
+            raise StorageError(f"'{run.folder}' cannot be written: {explain(error)}.") from error
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")

@@ -211,7 +211,7 @@ def test_starts_at_the_same_time_all_find_the_backup(place: Path, run: Path, set
     Backup(run, "s3://here", files(place)).step()
     wipe(place / "working")
     script = (
-        "import sys; from kit import config; from kit.backup import restore, stores\n"
+        "import sys; from kit.yolo import settings as config; from kit.backup import restore, stores\n"
         f"settings = config.load({str(place / 'empty.yaml')!r}, sys.argv[1:])\n"
         "restore.fetch(settings, 'auto', stores.open_store, print)\n"
         "assert {path.name for path in settings.restored_folder.iterdir()} == {'latest.pt', 'best.pt'}\n"
@@ -337,7 +337,7 @@ def test_store_that_hangs_is_given_up(place: Path, settings: Config) -> None:
     """The process ends itself in mid-call, whatever the client would catch."""
     words = config.to_args({**settings.train, "kit.backup": "s3://a/b"})
     script = (
-        "import time; from kit import config; from kit.backup import restore\n"
+        "import time; from kit.yolo import settings as config; from kit.backup import restore\n"
         "class Hanging:\n    def check(self):\n        while True:\n            try: time.sleep(100)\n"
         "            except BaseException: pass\n"
         "restore.LOOK_S = 1\n"

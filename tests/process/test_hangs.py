@@ -99,7 +99,7 @@ def test_data_set_among_the_inputs_that_is_a_pipe_is_passed_over(place: Path) ->
     assert child.process.wait(120) == 0, child.output()
 
 
-@pytest.mark.parametrize("at", ["kit.data.check check", "kit.store.disk sweep"])
+@pytest.mark.parametrize("at", ["kit.data.check check", "kit.store.disk remove_leftovers"])
 def test_stop_ends_what_hangs_before_training(place: Path, at: str) -> None:
     """Wherever: nothing was trained yet, so nothing is lost."""
     module, name = at.split()
