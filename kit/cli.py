@@ -24,7 +24,12 @@ from kit.yolo.settings import load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 good, 75 stopped and resumable, 2 bad input, 1 anything else."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and (not hasattr(options, "settings") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # settings after an option: argparse takes one row of words only
+        options.settings += more
     try:
         code: int = options.command(options)
         return code

@@ -6,6 +6,7 @@ framework has is handed in as a `Schema`; Ultralytics' is in `kit.yolo.settings`
 
 from __future__ import annotations
 
+import ast
 import datetime
 import difflib
 import hashlib
@@ -24,6 +25,8 @@ from kit.errors import ConfigError
 from kit.kaggle import session
 
 RENAMED = {"kit.ranks": "kit.slices"}  # old name -> new
+TEXTS = {"kit.run": frozenset({"str"}), "kit.backup": frozenset({"str", "optional"})}
+NONE = ("", "null", "none", "~")  # ways to write it on the command line
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ class Schema:
         reserved: Names that are the kit's own business -> the way to the same end.
         may_change: Names that may change from session to session.
         classifies: Tells whether a config is one of a classification; None where that cannot be known here.
+        limits: Name -> (whether a value of the right type is good, what it must be).
     """
 
     defaults: Mapping[str, tuple[Any, frozenset[str]]]
     reserved: Mapping[str, str]
     may_change: frozenset[str]
     classifies: Callable[[Config], bool | None]
+    limits: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
+
+    def types(self, name: str) -> frozenset[str]:
+        """Return the types of a setting, also of the kit's texts; none where they are not known."""
+        return TEXTS.get(name) or self.defaults.get(name, (None, frozenset[str]()))[1]
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,17 @@ def load(schema: Schema, path: str | Path | None = None, settings: Iterable[str]
         installed = Path(__file__).with_name("configs")
         folder = installed if installed.is_dir() else session.REPOSITORY / "configs"
         path = folder / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
-    merged = _read(Path(path))
+    merged = _foreign(schema, path, _read(Path(path)))
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
     merged.update(_renamed({f"kit.{key}": value for key, value in block.items()}))
-    merged.update(_renamed(settings if isinstance(settings, Mapping) else dict(map(parse_override, settings))))
-    merged = {name: _number(value) for name, value in merged.items()}
+    if isinstance(settings, Mapping):
+        given = json.loads(json.dumps(dict(settings), default=_json))
+    else:
+        given = dict(parse_override(word, schema) for word in settings)
+    merged.update(_renamed(given))
+    merged = {name: _read_value(value, schema.types(name)) for name, value in merged.items()}
     for name, value in merged.items():
         check(schema, name, value)
     own = {name.removeprefix("kit."): value for name, value in merged.items() if name.startswith("kit.")}
@@ -161,8 +174,8 @@ def _comparable(name: str, value: Any) -> Any:
     return Path(value).name if name in ("model", "pretrained") and isinstance(value, str) else value
 
 
-def parse_override(word: str) -> tuple[str, Any]:
-    """Split `key=value` and read the value as YAML does, and `1e-3` as a number.
+def parse_override(word: str, schema: Schema | None = None) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML does, and `1e-3` as a number; where a text is wanted, take the text.
 
     Raises:
         ConfigError: There is no `=`.
@@ -174,7 +187,13 @@ def parse_override(word: str) -> tuple[str, Any]:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
         value = text
-    return name.strip(), text if isinstance(value, datetime.date) else _number(value)
+    name, types = name.strip(), schema.types(name.strip()) if schema else frozenset[str]()
+    value = text if isinstance(value, datetime.date) else _read_value(value, types)
+    if "str" not in types or text[:1] in ("'", '"'):
+        return name, value
+    if text.strip().lower() in NONE:
+        return name, None
+    return name, value if value is not None and _fits(value, types - {"str"}) else text
 
 
 def to_args(settings: Mapping[str, Any]) -> list[str]:
@@ -183,7 +202,26 @@ def to_args(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _json(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
+    return (
+        value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, (set, range)) else str(value)
+    )
+
+
+def _foreign(schema: Schema, path: str | Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Take the file that the framework itself wrote of a training, with all of its settings, but for the kit's own."""
+    if not schema.defaults or len(schema.defaults.keys() & values.keys()) < 0.9 * len(schema.defaults):
+        return values
+    defaults = {name: default for name, (default, _) in schema.defaults.items()}
+    left = [
+        name
+        for name, value in values.items()
+        if name != "kit" and (name not in defaults or (name in schema.reserved and value != defaults[name]))
+    ]
+    if left:
+        print(
+            f"Of '{path}', not taken, because it is the kit's business or unknown: {', '.join(left)}", file=sys.stderr
+        )
+    return {name: value for name, value in values.items() if name not in left}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -198,10 +236,18 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-3` for a text."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+def _read_value(value: Any, types: frozenset[str]) -> Any:
+    """Read what YAML 1.1 takes for a text: `1e-3`; and `0,1` and `(0, 1)` where a list is wanted and no text."""
+    if not isinstance(value, str) or types in TEXTS.values():
+        return value
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
+    if types & {"list", "tuple", "list[int]"} and "str" not in types:
+        try:
+            items = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        return list(items) if isinstance(items, (list, tuple)) else value
     return value
 
 
@@ -225,6 +271,9 @@ def check(schema: Schema, name: str, value: Any) -> None:
     if not (value is default is None) and types and not _fits(value, types):
         wanted = " or ".join(sorted(t for t in types if t in _PYTHON))
         raise ConfigError(f"The setting '{name}' must be {wanted} but got {value!r} ({type(value).__name__}).")
+    good, words = schema.limits.get(name, (None, ""))
+    if good and value != default and not good(value):
+        raise ConfigError(f"The setting '{name}' must be {words} but got {value!r}.")
 
 
 _PYTHON: dict[str, Any] = {

@@ -18,7 +18,7 @@ from kit.backup.upload import Backup, report
 from kit.errors import CheckpointError
 from kit.kaggle import session
 from kit.run import discovery
-from kit.store import archive, disk
+from kit.store import archive
 from kit.store.peek import read_facts
 from tests.help.backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
 from tests.help.samples import flip_weights, save, state
@@ -363,7 +363,7 @@ def test_file_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """However often its upload fails."""
     read = list[str]()
     verify = archive.verify
-    monkeypatch.setattr(disk, "verify", lambda path: (read.append(path.name), verify(path)))
+    monkeypatch.setattr(archive, "verify", lambda path: (read.append(path.name), verify(path)))
     write(run, 20, best=0.5)
     keeper = Backup(run, "s3://here", Shelf(fails=lambda call: call < 4), say=lambda line: None)
     while not keeper.step(last=True):
