@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from functools import partial
@@ -85,8 +84,7 @@ class DataSet:
     def push(self, manifest: Manifest, paths: dict[str, Path]) -> None:
         """Upload the files and the manifest as a new version."""
         folder = next(iter(paths.values())).parent
-        text = json.dumps(manifest).encode()
-        disk.publish(folder / MANIFEST, lambda file: file.write(text), durable=False)
+        disk.write_json(folder / MANIFEST, manifest)
         self.hub.dataset_upload(self.handle, str(folder), f"epoch {manifest['epoch']}, step {manifest['step']}")
 
     def checksum(self, manifest: Manifest, name: str) -> str:

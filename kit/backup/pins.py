@@ -36,7 +36,7 @@ class Pins:
         found = Look()
         with contextlib.suppress(OSError):
             for name in (LATEST, BEST):
-                found += [_identity(self.checkpoints / name)]
+                found += [disk.identity(self.checkpoints / name)]
         return found
 
     @contextlib.contextmanager
@@ -78,7 +78,7 @@ class Pins:
         """Return size and checksum of a good file, which is read once; None of a damaged one, and of none."""
         if not path.exists():
             return None
-        key = _identity(path)
+        key = disk.identity(path)
         if key not in self._described:
             try:
                 archive.verify(path)
@@ -93,8 +93,3 @@ def remove_leftovers(folder: Path) -> None:
     for place in folder.glob(f"{PINS}*"):
         if not Path("/proc", place.name.removeprefix(PINS)).exists():
             disk.remove(place)
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_ino, state.st_mtime_ns, state.st_size

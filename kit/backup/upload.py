@@ -8,7 +8,6 @@ two backups of the run are removed.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -213,18 +212,13 @@ class Backup:
 
     def _tell(self, **news: Any) -> None:
         self.news.update(news, updated=time.time())
-        text = json.dumps(self.news, indent=1).encode()
         with contextlib.suppress(StorageError):  # as for all news: the next time will do
-            disk.publish(RunFolder(self.folder).backup, lambda file: file.write(text), durable=False)
+            disk.write_json(RunFolder(self.folder).backup, self.news)
 
 
 def read_news(folder: Path) -> dict[str, Any]:
     """Return what `backup.json` of a run folder says; empty where there is none."""
-    try:
-        news = json.loads(RunFolder(folder).backup.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return news if isinstance(news, dict) else {}
+    return disk.read_json(RunFolder(folder).backup)
 
 
 def report(folder: Path) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import html
 import os
-import pickletools
 import re
 import sys
 import threading
@@ -123,11 +122,11 @@ class Downloads:
         began, files = time.thread_time(), RunFolder(self.folder)
         for source, (name, purpose) in SOURCES.items():
             with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
-                self._offer(name, purpose, _key(path := getattr(files, source)), partial(Path, path))
+                self._offer(name, purpose, disk.identity(path := getattr(files, source)), partial(Path, path))
         plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
         if plots and self.second_names:
             with contextlib.suppress(OSError, StorageError):
-                self._offer(PLOTS, "all pictures", tuple(map(_key, plots)), lambda: self._pack(plots))
+                self._offer(PLOTS, "all pictures", tuple(map(disk.identity, plots)), lambda: self._pack(plots))
         names = [*(name for name, _ in SOURCES.values()), PLOTS]
         items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
         self._remove({item.path for item in (*items, *self.items)})  # an open page may still have the one before
@@ -189,12 +188,6 @@ class Downloads:
         return target
 
 
-def _key(path: Path) -> Key:
-    """Tell a published file from the one before."""
-    state = path.stat()
-    return state.st_ino, state.st_mtime_ns, state.st_size
-
-
 def _yield_to_training() -> None:
     """Have this thread take only the time that nobody else wants."""
     if sys.platform == "linux":
@@ -203,22 +196,12 @@ def _yield_to_training() -> None:
 
 
 def peek(file: BinaryIO) -> dict[str, Any]:
-    """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed.
-
-    The pickle's operations are listed, not carried out, as far as `best_map`, which comes early in a checkpoint.
-    """
-    found: dict[str, Any] = {}
-    unsound = (CheckpointError, zipfile.BadZipFile, StopIteration, ValueError, KeyError)
-    with contextlib.suppress(*unsound), archive.stored(file) as records:
-        name, key = next(name for name in records.namelist() if name.endswith("/data.pkl")), ""
-        for operation, argument, _ in pickletools.genops(records.read(name)):
-            if "PUT" in operation.name or operation.name == "MEMOIZE":
-                continue
-            if key:
-                found[key] = argument
-            if key == "best_map":
-                break
-            key = argument if argument in ("epoch", "of_epoch", "best_map") else ""
+    """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed."""
+    try:
+        state = archive.look_through(file)
+    except CheckpointError:
+        return {}
+    found = {name: state.get(name) for name in ("epoch", "of_epoch", "best_map")} if isinstance(state, dict) else {}
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from kit.store import disk
 from kit.store.folder import RunFolder
 
 
@@ -15,11 +15,7 @@ def read(folder: Path) -> dict[str, Any]:
     Args:
         folder: The run folder.
     """
-    try:
-        values = json.loads(RunFolder(folder).scores.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return disk.read_json(RunFolder(folder).scores)
 
 
 def fingerprint(best: Path) -> list[int]:

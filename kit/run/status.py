@@ -21,7 +21,6 @@ from kit.store.folder import RunFolder
 
 AGAIN = "KIT_AGAIN"  # set by the launcher: what a run that was started again keeps of that, in lines
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
-LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
 
 
 class Status:
@@ -90,20 +89,14 @@ def plain(value: Any) -> Any:
 
 def read(folder: Path) -> dict[str, Any]:
     """Return what the run last said; empty where there is nothing readable."""
-    try:
-        path = RunFolder(folder).status
-        values = json.loads(path.read_bytes()) if path.stat().st_size < LARGEST else {}
-    except (OSError, ValueError, RecursionError):  # a thousand brackets
-        return {}
-    return values if isinstance(values, dict) else {}
+    return disk.read_json(RunFolder(folder).status)
 
 
 def change(folder: Path, **values: Any) -> None:
     """Change what a run last said, when its process is gone."""
     if known := read(folder):
-        text = json.dumps({**known, **values}, indent=1).encode()
         with contextlib.suppress(StorageError):
-            disk.publish(RunFolder(folder).status, lambda file: file.write(text), durable=False)
+            disk.write_json(RunFolder(folder).status, {**known, **values})
 
 
 def duration(seconds: float) -> str:

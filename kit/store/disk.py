@@ -10,11 +10,12 @@ Not covered: a disk that acknowledges an fsync and loses the data all the same.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from kit.errors import StorageError
 from kit.kaggle import session
@@ -24,6 +25,7 @@ from kit.store.lock import Lock, check_place
 from kit.store.refusal import FULL, NO_LINKS, explain
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; removed at the next start
+LARGEST = 4 << 20  # bytes of JSON that are read
 RESERVE = 64 << 20  # bytes that a write leaves free, but for one that nothing comes after
 
 
@@ -234,3 +236,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         DISK.unlink(path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Publish values as JSON; it need not last: the next news replaces it.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    text = json.dumps(values, indent=1).encode()
+    publish(path, lambda file: file.write(text), durable=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote; empty where there is nothing readable, or somebody else's."""
+    try:
+        values = json.loads(path.read_bytes()) if path.stat().st_size < LARGEST else {}
+    except (OSError, ValueError, RecursionError):  # a thousand brackets
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """Tell a published file from the one before: it is replaced as a whole and never written into."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns, state.st_size

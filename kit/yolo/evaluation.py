@@ -6,7 +6,6 @@ of them. What may change from session to session (`kit.config.FREE`: the device,
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import cv2
@@ -107,8 +106,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             "before": _before(scores.read(config.run_folder), state, under),
         }
     )
-    text = json.dumps(found, indent=1).encode()
-    disk.publish(files.scores, lambda out: out.write(text), durable=False)
+    disk.write_json(files.scores, found)
     return found
 
 
