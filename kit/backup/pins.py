@@ -1,4 +1,4 @@
-"""The newest checkpoints of a run folder, held under second names and verified while they are uploaded."""
+"""The newest checkpoints of a run folder, held by hard links and verified while they are uploaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kit.store import archive, disk
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.store.peek import checksum, read_facts
 
-PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
+PINS = ".backup-"  # and the number of the process: a folder of hard links in the run folder
 AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
 
 Look = list[tuple[int, int, int]]
@@ -41,7 +41,7 @@ class Pins:
 
     @contextlib.contextmanager
     def hold(self, patient: bool) -> Iterator[dict[str, Path]]:
-        """Give the good files second names, which last as long as the upload whatever becomes of the first ones.
+        """Hard-link the good files, so that they stay for the upload although training replaces them.
 
         Args:
             patient: Wait for a pair of the same save.
@@ -89,7 +89,7 @@ class Pins:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the second names that a process left in a run folder which was ended in mid-upload."""
+    """Remove the hard links of a process that was killed during an upload."""
     for place in folder.glob(f"{PINS}*"):
         if not Path("/proc", place.name.removeprefix(PINS)).exists():
             disk.remove(place)

@@ -129,7 +129,7 @@ def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, h
 
 
 def _standing(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the facts of the furthest good checkpoint in the run folder."""
+    """Return what the furthest good checkpoint in the run folder says of itself."""
     found = []
     for path in (folder.latest, folder.previous):
         with contextlib.suppress(KitError):

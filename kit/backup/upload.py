@@ -35,7 +35,7 @@ class Backup:
         folder: The run folder.
         address: `kit.backup`, to be shown.
         store: Where to.
-        anew: The run was started anew: the ones that are in the store now are not to be restored any more.
+        anew: A fresh run: older backups are to be ignored.
         say: Prints one line for the user.
         clock: Seconds from anywhere.
 
@@ -108,7 +108,7 @@ class Backup:
         return self.current
 
     def _put_off(self, error: Exception) -> None:
-        """Try again later, and say what is wrong unless it is only that the store takes its time."""
+        """Try again later; say what is wrong, unless the store is only slow."""
         now, pause, self.waits = self.clock(), self._pause, isinstance(error, NotReadyError)
         if self._sent and self.waits and now < self._began + READY_S:
             pause = min(pause, READY_PAUSE_S)
@@ -156,7 +156,7 @@ class Backup:
         return sorted({each["run_id"] for each in found if self.anew and {**kind, **each} == {**each, **kind}})
 
     def _keep_best(self, newest: Manifest, paths: dict[str, Path]) -> None:
-        """Upload the best model that is there once more, where the run folder has lost it."""
+        """Upload the store's best model again, where the run folder has lost its own."""
         path = paths[LATEST].with_name(BEST)
         try:
             self.store.fetch(newest, BEST, path)
@@ -180,7 +180,7 @@ class Backup:
         return key in self._read_back
 
     def _prove(self, manifest: Manifest) -> None:
-        """Read back what was uploaded, and remove what it makes superfluous.
+        """Read back what was uploaded, and remove older backups.
 
         Raises:
             NotReadyError: The store does not show it yet.
@@ -222,7 +222,7 @@ def read_news(folder: Path) -> dict[str, Any]:
 
 
 def report(folder: Path) -> str:
-    """Say in one line what of a run is safe where; empty where nothing is."""
+    """Say in one line what is backed up, and where; empty where nothing is."""
     news = read_news(folder)
     safe = f"In {news['address']}: {' and '.join(news['files'])} ({position(news)})." if "step" in news else ""
     if news.get("waits"):

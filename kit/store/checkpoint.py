@@ -73,12 +73,12 @@ class Summary:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What decides which of two checkpoints of a run is further."""
+        """The sort key: of two checkpoints of a run, the greater one is further."""
         return self.branch, self.global_step
 
     @property
     def best(self) -> tuple[str, float | None]:
-        """What a `best.pt` that belongs to this checkpoint has too."""
+        """The key that it shares with the matching `best.pt`."""
         return self.run_id, self.best_map
 
     @property

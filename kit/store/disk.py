@@ -53,7 +53,7 @@ class Disk:
             os.close(descriptor)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give `source` the second name `target`."""
+        """Hard-link `source` as `target`."""
         os.link(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
@@ -127,7 +127,7 @@ def publish(
 
 
 def link(source: Path, target: Path, disk: Disk = DISK) -> None:
-    """Give a published file a second name, replacing what had it.
+    """Hard-link a published file, replacing the target.
 
     Raises:
         StorageError: The disk refused; `target` is as it was.
@@ -144,7 +144,7 @@ def link(source: Path, target: Path, disk: Disk = DISK) -> None:
 
 
 def link_or_copy(source: Path, target: Path, disk: Disk = DISK) -> None:
-    """Give a published file a second name, or a copy of its own where the disk knows no second names.
+    """Hard-link a published file, or copy it where the disk knows no hard links.
 
     Raises:
         StorageError: The disk refused; `target` is as it was.

@@ -5,9 +5,8 @@ writes that copy to the disk. It waits for the disk only where it is told to: at
 model. There are two slots, so a snapshot can be taken while the one before is being written. Saves between epochs are
 skipped while the writer is busy; the others wait for a free slot.
 
-Where a save that may not fail finds no room, it takes it from what can be made again: the second names in `downloads`,
-which hold older checkpoints, and at last `previous.pt`. So the generation before is the reserve: no file is kept for
-that alone, and the last save of a run fits wherever there was room for two.
+A forced save that finds no room deletes what can be made again: the hard links in `downloads`, which keep older
+checkpoints alive, and at last `previous.pt`. So the last save of a run fits wherever there was room for two.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class Writer:
     def _affordable_s(self) -> float:
         """Seconds after the last save when another is paid for, with all that was spent on saves since the start.
 
-        Saves that may not be skipped can run up a debt: it thins the others out to a tenth, and no further.
+        Forced saves may exceed the budget; optional saves then slow down, to a tenth at most.
         """
         pace = self.save_s * 100 / self.max_cost_percent
         debt = (self.held_s + self.cpu_s) * 100 / self.max_cost_percent - (self._last - self._began)
@@ -124,7 +123,7 @@ class Writer:
         """Tell whether a save within an epoch is due, and the writer is free.
 
         Args:
-            pause: The last chance for a while, because validation follows: due as soon as it may cost.
+            pause: The last chance for a while, because validation follows: save if the budget allows.
         """
         if time.monotonic() - self._last < (self._affordable_s if pause else self.interval_s):
             return False
@@ -185,7 +184,7 @@ class Writer:
             self.held_s += time.monotonic() - began
 
     def rescue(self, path: Path, sections: Sections, build: Callable[[Sections], dict[str, Any]]) -> None:
-        """Publish a checkpoint anywhere else, when nothing is being written; training waits.
+        """Publish a checkpoint elsewhere, when nothing is being written; training waits.
 
         Args:
             path: Of the file.
@@ -200,7 +199,7 @@ class Writer:
         publish(path, lambda file: checkpoint.write(state, file))
 
     def write_extra(self, path: Path, state: dict[str, Any], size: int) -> None:
-        """Publish a file that no resume needs, after what is being written; a full disk does without it.
+        """Publish a file that no resume needs, after what is being written; skipped when the disk is full.
 
         Args:
             path: Of the file.
@@ -257,7 +256,7 @@ class Writer:
             self.best_map = state["best_map"]
 
     def _publish(self, name: str, state: dict[str, Any], size: int, must: bool) -> None:
-        """Publish a checkpoint, and take the room for one that must be from what can be made again."""
+        """Publish a checkpoint; a forced one may delete what can be made again."""
         if not self.folder.is_dir():
             make_folder(self.folder)  # deleted while training
         previous = self.folder / PREVIOUS if name == LATEST else None
@@ -277,7 +276,7 @@ class Writer:
                 return
 
     def _spare(self) -> Iterator[Path]:
-        """Yield what gives way to a save; `previous.pt` only where it is not the only checkpoint."""
+        """Yield what a forced save may delete; `previous.pt` only where it is not the only checkpoint."""
         files = RunFolder(self.folder.parent)
         yield from sorted(files.downloads.glob("*.pt"))
         if files.latest.exists() and files.previous.exists():
