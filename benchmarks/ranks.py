@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kit.kaggle import session
 from kit.parallel.world import World
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 SETTINGS = {"model": "yolo11n.yaml", "imgsz": 160, "batch": 16, "workers": 0, "val": False, "plots": False}
 SETTINGS |= {"cache": "ram", "epochs": 1000}  # with the kit's cache one would find what the other has decoded
@@ -80,14 +81,13 @@ def child(settings: list[str]) -> None:
     """Train in turns; print the ratios, and what an agreement and a save take in milliseconds."""
     world = World.current()
     environment.prepare()
-    from kit import config
     from kit.yolo import train
     from kit.yolo.loop import Resumable
 
     turns, count = Turns(), WARM + int(settings.pop())
     empty = session.scratch() / f"empty-{world.rank}.yaml"
     empty.write_text("{}")
-    loaded = config.load(empty, settings)
+    loaded = load(empty, settings)
     own = Resumable._report
 
     def report(self: Any) -> None:
@@ -193,14 +193,14 @@ def main() -> None:
         os.environ["KIT_SCRATCH"] = str(place / "scratch")
         from loader import draw
 
-        from kit.config import to_words
+        from kit.config import to_args
 
         draw(place / "set", 160, 320, 240)
         images = 16 * STEPS * (options.turns + WARM + 1)  # no epoch ends while the clock counts
         many = [f"{place}/set/images/{number % 160:04d}.jpg" for number in range(images)]
         (place / "many.txt").write_text("\n".join(many))
         (place / "set/data.yaml").write_text(f"train: {place}/many.txt\nval: images\nnames: [a, b, c]\n")
-        words = to_words({**SETTINGS, "data": str(place / "set/data.yaml")})
+        words = to_args({**SETTINGS, "data": str(place / "set/data.yaml")})
         for processes in options.processes:
             found = [measure(processes, place, [*words, str(options.turns)]) for _ in range(options.launches)]
             ratios, seconds, agreed, held, cpu = ([n for row in rows for n in row] for rows in zip(*found, strict=True))

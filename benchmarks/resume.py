@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 BATCH = 8
 
@@ -43,7 +44,6 @@ def train_stock(place: Path, settings: dict[str, Any], note: Callable[[int, list
 
 def train_kit(place: Path, settings: dict[str, Any], note: Callable[[int, list[str]], None]) -> None:
     """Train with the kit; a resume is the same call."""
-    from kit import config
     from kit.yolo import train
 
     class Noting(train.TRAINERS["detect"]):  # type: ignore[misc]
@@ -54,7 +54,7 @@ def train_kit(place: Path, settings: dict[str, Any], note: Callable[[int, list[s
     train.TRAINERS["detect"] = Noting
     empty = place / "empty.yaml"
     empty.write_text("{}")
-    train.train(config.load(empty, settings), "auto", lambda: "")
+    train.train(load(empty, settings), "auto", lambda: "")
 
 
 def child(place: Path, name: str, settings: dict[str, Any], kill_at: int) -> None:

@@ -26,7 +26,9 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from kit.config import Config
 from kit.store import checkpoint
+from kit.store.folder import LATEST, PREVIOUS
 from kit.store.writer import Writer
+from kit.yolo.settings import schema
 from kit.yolo.state import SCALARS, TENSORS, TrainerState
 
 
@@ -329,7 +331,7 @@ class Kit(Scheme):
                 stopper=SimpleNamespace(best_fitness=0.5, best_epoch=1),
                 args=training.model.args,
                 run=SimpleNamespace(
-                    config=Config(),
+                    config=Config(schema()),
                     identity={"task": "detect", "model": "yolo11.yaml", "names": []},
                     run_id="benchmark",
                     files={},
@@ -360,7 +362,7 @@ class Kit(Scheme):
 
     def candidates(self) -> Iterator[Path]:
         """Yield the two generations."""
-        yield from filter(Path.exists, (self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS))
+        yield from filter(Path.exists, (self.folder / LATEST, self.folder / PREVIOUS))
 
     def read(self, path: Path) -> Any:
         """Verify, open, and copy out of the mapped file what a resume copies."""

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kit.kaggle import session
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 MODEL = {"model": "yolo11n.yaml", "imgsz": 160, "batch": 8, "workers": 2, "val": False, "plots": False, "nbs": 8}
 
@@ -42,12 +43,11 @@ def describe(folder: Path, count: int, width: int, height: int) -> Path:
 
 def kit_train(settings: dict[str, Any], stop: Callable[[], str]) -> None:
     """Train with the kit, in this process."""
-    from kit import config
     from kit.yolo import train as trainer
 
     empty = session.scratch() / "empty.yaml"
     empty.write_text("{}")
-    trainer.train(config.load(empty, settings), "auto", stop)
+    trainer.train(load(empty, settings), "auto", stop)
 
 
 def stock_train(settings: dict[str, Any], stop: Callable[[], str]) -> None:

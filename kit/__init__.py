@@ -14,10 +14,11 @@ standard library, because `kit.kaggle.bootstrap` has to run before anything is i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError
+from kit.errors import ConfigError, KitError
 
 if TYPE_CHECKING:
     from kit.config import Config
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["KitError", "doctor", "downloads", "progress", "results", "train", "verify"]
 
 
-def train(config: str | Path | None = None, resume: str = "auto", **settings: Any) -> dict[str, Any]:
+def train(config: str | Path | None = None, resume: str | Path | bool = "auto", **settings: Any) -> dict[str, Any]:
     """Train, going on from the newest good checkpoint; the cell shows the progress and returns when training ends.
 
     Args:
         config: A YAML file; default `configs/kaggle_config.yaml` on Kaggle, else `configs/quickstart.yaml`.
-        resume: `auto`, `never` (start fresh, the old run is kept aside) or the path of a checkpoint.
+        resume: `auto` or True, `never` or False (start fresh, the old run is kept aside) or the path of a checkpoint.
         settings: Ultralytics' settings by name, and the kit's as `kit={"session_hours": 9}`.
 
     Returns:
@@ -45,7 +46,8 @@ def train(config: str | Path | None = None, resume: str = "auto", **settings: An
 
     board = Board()
     with show_errors(board):
-        outcome = launch.run(config, settings_of.to_words(_dotted(settings)), resume, board.follow)
+        chosen = {True: "auto", False: "never"}[resume] if isinstance(resume, bool) else str(resume)
+        outcome = launch.run(config, settings_of.to_args(_dotted(settings)), chosen, board.follow)
         board.close(failed=bool(outcome.error))
         if outcome.error:
             raise outcome.error
@@ -83,7 +85,7 @@ def results(config: str | Path | None = None, **settings: Any) -> None:
     from kit.process import launch
 
     with show_errors():
-        show_results(lambda: launch.measure(config, settings_of.to_words(_dotted(settings))))
+        show_results(lambda: launch.measure(config, settings_of.to_args(_dotted(settings))))
 
 
 def verify(path: str | Path) -> None:
@@ -92,9 +94,9 @@ def verify(path: str | Path) -> None:
     Raises:
         KitError: It is missing or damaged.
     """
-    from kit.store import disk
+    from kit.store import archive
 
-    disk.verify(Path(path))
+    archive.verify(Path(path))
 
 
 def doctor(config: str | Path | None = None, **settings: Any) -> None:
@@ -105,14 +107,20 @@ def doctor(config: str | Path | None = None, **settings: Any) -> None:
 
 
 def _load(config: str | Path | None, settings: dict[str, Any]) -> Config:
-    from kit.config import load
+    from kit.yolo.settings import load
 
     return load(config, _dotted(settings))
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Write the block `kit={...}` as settings with dotted names."""
+    """Write the block `kit={...}` as settings with dotted names.
+
+    Raises:
+        ConfigError: It is no block.
+    """
     own = settings.get("kit") or {}
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"kit= must be the kit's settings by name, as kit={{'run': 'runs/train'}}, but got {own!r}.")
     return {
         **{k: v for k, v in settings.items() if k != "kit"},
         **{f"kit.{name}": value for name, value in own.items()},

@@ -10,19 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module
 from kit.errors import InputError, KitError
 from kit.preflight import report
 from kit.preflight.checks import STOP
 from kit.process import backups, worker
 from kit.run import status
-from kit.store import disk
+from kit.store import archive, disk
+from kit.store.folder import RunFolder
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 good, 75 stopped and resumable, 2 bad input, 1 anything else."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and (not hasattr(options, "settings") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # settings after an option: argparse takes one row of words only
+        options.settings += more
     try:
         code: int = options.command(options)
         return code
@@ -83,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     if worker.under_torchrun():  # that the user has started
-        return worker.main(config_module.load(options.config, options.settings), options.resume)
+        return worker.main(load(options.config, options.settings), options.resume)
     from kit.process import launch
 
     def follow(text: str, config: object) -> None:
@@ -94,21 +100,21 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _worker(options: argparse.Namespace) -> int:
-    config = config_module.load(options.config, options.settings)
+    config = load(options.config, options.settings)
     return worker.main(config, options.resume, options.ended, options.restarted)
 
 
 def _backups(options: argparse.Namespace) -> int:
-    config = config_module.load(options.config, options.settings)
+    config = load(options.config, options.settings)
     return backups.main(options.task, config, options.resume, options.ended)
 
 
 def _measure(options: argparse.Namespace) -> int:
-    return worker.measure(config_module.load(options.config, options.settings), options.ended)
+    return worker.measure(load(options.config, options.settings), options.ended)
 
 
 def _status(options: argparse.Namespace) -> int:
-    folder = config_module.load(options.config, options.settings).run_folder
+    folder = load(options.config, options.settings).run_folder
     values = status.read(folder)
     if options.json:
         print(json.dumps(values, indent=1))
@@ -140,7 +146,7 @@ def _find(options: argparse.Namespace) -> int:
     from kit.data import find
     from kit.run import discovery
 
-    config = config_module.load(options.config, options.settings)
+    config = load(options.config, options.settings)
     environment.prepare()
     from kit.yolo.resume import identify, task_of
 
@@ -169,7 +175,7 @@ def _verify(options: argparse.Namespace) -> int:
     worst = 0
     for path in options.files:
         try:
-            disk.verify(path)
+            archive.verify(path)
             print(f"{path}: good")
         except KitError as error:
             print(error)
@@ -178,14 +184,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = config_module.load(options.config).run_folder
+    folder = RunFolder(load(options.config).run_folder)
     environment.prepare()
     from kit.store import checkpoint
     from kit.yolo import export, models
     from kit.yolo.train import quiet
 
     quiet()
-    source, target = options.file or folder / "checkpoints" / checkpoint.LATEST, options.out or folder / checkpoint.LAST
+    source, target = options.file or folder.latest, options.out or folder.last
     state = export.export(checkpoint.read(source, models.open_checkpoint))
     disk.publish(target, lambda file: checkpoint.write(state, file))
     print(f"{target}: the model after epoch {state['of_epoch']}, for YOLO('{target}')")

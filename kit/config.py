@@ -1,21 +1,19 @@
 """Settings: defaults < YAML file < `key=value`, all of it checked before anything is started.
 
-A config is Ultralytics' own training settings by their own names and a block `kit:` with the kit's. The names, the
-defaults and the types of Ultralytics' settings are read from the `default.yaml` of the installed version, which
-needs no import of ultralytics (and so of torch).
+A config is a framework's own training settings by their own names and a block `kit:` with the kit's. What settings the
+framework has is handed in as a `Schema`; Ultralytics' is in `kit.yolo.settings`.
 """
 
 from __future__ import annotations
 
+import ast
 import datetime
 import difflib
-import functools
 import hashlib
-import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,23 +23,10 @@ import yaml
 
 from kit.errors import ConfigError
 from kit.kaggle import session
-from kit.store import peek
 
-NOT_YOURS = {  # the kit's own business, with the way to the same end
-    "resume": "use --resume auto, never or FILE",
-    "project": "use kit.run=runs/NAME",
-    "name": "use kit.run=runs/NAME",
-    "save_dir": "use kit.run=runs/NAME",
-    "mode": "the kit only trains",
-    "time": "it rewrites the schedule as it goes; use kit.session_hours to stop in time and go on later",
-    "compile": "compiled kernels are not the same from session to session, which would cost exact resume",
-    "distill_model": "the teacher's state is not part of a checkpoint, which would cost exact resume",
-    "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
-    "cfg": "use --config FILE",
-}
 RENAMED = {"kit.ranks": "kit.slices"}  # old name -> new
-FREE = {"epochs", "patience", "workers", "device", "plots", "verbose"}  # may change from session to session
-FREE |= {"task", "data"}  # what they name is compared by what it is
+TEXTS = {"kit.run": frozenset({"str"}), "kit.backup": frozenset({"str", "optional"})}
+NONE = ("", "null", "none", "~")  # ways to write it on the command line
 
 
 @dataclass(frozen=True)
@@ -62,14 +47,39 @@ class KitSettings:
 
 
 @dataclass(frozen=True)
+class Schema:
+    """The training settings that a framework has.
+
+    Attributes:
+        defaults: Name -> (default, types): `int`, `float`, `bool`, `str`, `list`, `tuple`, `list[int]`, `optional`.
+        reserved: Names that are the kit's own business -> the way to the same end.
+        may_change: Names that may change from session to session.
+        classifies: Tells whether a config is one of a classification; None where that cannot be known here.
+        limits: Name -> (whether a value of the right type is good, what it must be).
+    """
+
+    defaults: Mapping[str, tuple[Any, frozenset[str]]]
+    reserved: Mapping[str, str]
+    may_change: frozenset[str]
+    classifies: Callable[[Config], bool | None]
+    limits: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
+
+    def types(self, name: str) -> frozenset[str]:
+        """Return the types of a setting, also of the kit's texts; none where they are not known."""
+        return TEXTS.get(name) or self.defaults.get(name, (None, frozenset[str]()))[1]
+
+
+@dataclass(frozen=True)
 class Config:
     """One checked set of settings.
 
     Attributes:
-        train: Ultralytics' settings that differ from its defaults.
+        schema: Of the framework's settings.
+        train: The framework's settings that differ from their defaults.
         kit: The kit's own settings.
     """
 
+    schema: Schema = field(repr=False, compare=False)
     train: dict[str, Any] = field(default_factory=dict)
     kit: KitSettings = field(default_factory=KitSettings)
 
@@ -80,14 +90,8 @@ class Config:
 
     @property
     def classifies(self) -> bool | None:
-        """Tell whether the run is a classification; None where that is in a model file that is not here."""
-        model = Path(str(self.get("model")))
-        if "task" in self.train:
-            return bool(self.train["task"] == "classify")
-        if model.is_file():
-            return peek.mentions(model, "Classify")
-        known = model.suffix != ".pt" or model.stem.startswith("yolo")  # by their names, as Ultralytics tells them
-        return "-cls" in model.stem if known else None
+        """Whether the run is a classification; None where that cannot be known here."""
+        return self.schema.classifies(self)
 
     @property
     def restored_folder(self) -> Path | None:
@@ -99,17 +103,18 @@ class Config:
 
     def get(self, name: str) -> Any:
         """Return a training setting or its default."""
-        return self.train.get(name, defaults()[name][0])
+        return self.train.get(name, self.schema.defaults[name][0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain values, in the form of its YAML file."""
         return {**self.train, "kit": asdict(self.kit)}
 
 
-def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+def load(schema: Schema, path: str | Path | None = None, settings: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Read and check a config.
 
     Args:
+        schema: Of the framework's settings.
         path: A YAML file; the default is `configs/kaggle_config.yaml` on Kaggle, else `configs/quickstart.yaml`.
         settings: What to change in it, as `key=value` words or as a mapping; the kit's keys are dotted (`kit.run`).
 
@@ -120,30 +125,34 @@ def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, 
         installed = Path(__file__).with_name("configs")
         folder = installed if installed.is_dir() else session.REPOSITORY / "configs"
         path = folder / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
-    merged = _read(Path(path))
+    merged = _foreign(schema, path, _read(Path(path)))
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
     merged.update(_renamed({f"kit.{key}": value for key, value in block.items()}))
-    merged.update(_renamed(settings if isinstance(settings, Mapping) else dict(map(parse_word, settings))))
-    merged = {name: _number(value) for name, value in merged.items()}
+    if isinstance(settings, Mapping):
+        given = json.loads(json.dumps(dict(settings), default=_json))
+    else:
+        given = dict(parse_override(word, schema) for word in settings)
+    merged.update(_renamed(given))
+    merged = {name: _read_value(value, schema.types(name)) for name, value in merged.items()}
     for name, value in merged.items():
-        _check(name, value)
+        check(schema, name, value)
     own = {name.removeprefix("kit."): value for name, value in merged.items() if name.startswith("kit.")}
     train = {name: value for name, value in merged.items() if not name.startswith("kit.")}
-    config = Config({k: v for k, v in train.items() if v != defaults()[k][0]}, KitSettings(**own))
+    config = Config(schema, {k: v for k, v in train.items() if v != schema.defaults[k][0]}, KitSettings(**own))
     for name in ("model", "data"):
         if not config.get(name):
             raise ConfigError(f"The setting '{name}' is missing: give {name}=... or put it into '{path}'.")
     return config
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
+def from_dict(schema: Schema, values: Mapping[str, Any]) -> Config:
     """Rebuild the config that `Config.to_dict` wrote; settings that this version does not know are left out."""
     known = {f.name for f in fields(KitSettings)}
     block = _renamed({f"kit.{name}": value for name, value in dict(values.get("kit") or {}).items()}, hint=False)
     own = {name: value for key, value in block.items() if (name := key.removeprefix("kit.")) in known}
-    return Config({k: v for k, v in values.items() if k in defaults()}, KitSettings(**own))
+    return Config(schema, {k: v for k, v in values.items() if k in schema.defaults}, KitSettings(**own))
 
 
 def _renamed(settings: Mapping[str, Any], hint: bool = True) -> dict[str, Any]:
@@ -155,18 +164,18 @@ def _renamed(settings: Mapping[str, Any], hint: bool = True) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> list[str]:
     """List the settings, as `name: old -> new`, that differ and may not change within a run."""
-    names = sorted((set(old.train) | set(new.train)) - FREE)
+    names = sorted((set(old.train) | set(new.train)) - new.schema.may_change)
     pairs = [(name, old.get(name), new.get(name)) for name in names]
-    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if _essence(name, a) != _essence(name, b)]
+    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if _comparable(name, a) != _comparable(name, b)]
 
 
-def _essence(name: str, value: Any) -> Any:
+def _comparable(name: str, value: Any) -> Any:
     """A model file may lie in another folder in the next session."""
     return Path(value).name if name in ("model", "pretrained") and isinstance(value, str) else value
 
 
-def parse_word(word: str) -> tuple[str, Any]:
-    """Split `key=value` and read the value as YAML does, and `1e-3` as a number.
+def parse_override(word: str, schema: Schema | None = None) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML does, and `1e-3` as a number; where a text is wanted, take the text.
 
     Raises:
         ConfigError: There is no `=`.
@@ -178,36 +187,41 @@ def parse_word(word: str) -> tuple[str, Any]:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
         value = text
-    return name.strip(), text if isinstance(value, datetime.date) else _number(value)
+    name, types = name.strip(), schema.types(name.strip()) if schema else frozenset[str]()
+    value = text if isinstance(value, datetime.date) else _read_value(value, types)
+    if "str" not in types or text[:1] in ("'", '"'):
+        return name, value
+    if text.strip().lower() in NONE:
+        return name, None
+    return name, value if value is not None and _fits(value, types - {"str"}) else text
 
 
-def to_words(settings: Mapping[str, Any]) -> list[str]:
-    """Write settings as the `key=value` words that `parse_word` reads."""
+def to_args(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as the `key=value` words that `parse_override` reads."""
     return [f"{name}={json.dumps(value, ensure_ascii=False, default=_json)}" for name, value in settings.items()]
 
 
 def _json(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
+    return (
+        value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, (set, range)) else str(value)
+    )
 
 
-@functools.cache
-def defaults() -> dict[str, tuple[Any, frozenset[str]]]:
-    """Return name -> (default, types) of Ultralytics' settings, from the file that documents them.
-
-    Its lines read `epochs: 100 # (int) number of epochs to train for`.
-
-    Raises:
-        ConfigError: ultralytics is not installed.
-    """
-    spec = importlib.util.find_spec("ultralytics")
-    if spec is None or spec.origin is None:
-        raise ConfigError("ultralytics is not installed: run `pip install -r requirements.txt`.")
-    text = (Path(spec.origin).parent / "cfg" / "default.yaml").read_text(encoding="utf-8")
-    types = {
-        match[1]: frozenset(re.split(r"[|,\s]+", match[2])) | ({"optional"} if "optional" in match[2] else set())
-        for match in re.finditer(r"^(\w+):.*?#\s*\(([^)]*)\)", text, re.MULTILINE)
-    }
-    return {name: (value, types.get(name, frozenset())) for name, value in yaml.safe_load(text).items()}
+def _foreign(schema: Schema, path: str | Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Take the file that the framework itself wrote of a training, with all of its settings, but for the kit's own."""
+    if not schema.defaults or len(schema.defaults.keys() & values.keys()) < 0.9 * len(schema.defaults):
+        return values
+    defaults = {name: default for name, (default, _) in schema.defaults.items()}
+    left = [
+        name
+        for name, value in values.items()
+        if name != "kit" and (name not in defaults or (name in schema.reserved and value != defaults[name]))
+    ]
+    if left:
+        print(
+            f"Of '{path}', not taken, because it is the kit's business or unknown: {', '.join(left)}", file=sys.stderr
+        )
+    return {name: value for name, value in values.items() if name not in left}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -222,28 +236,44 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-3` for a text."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+def _read_value(value: Any, types: frozenset[str]) -> Any:
+    """Read what YAML 1.1 takes for a text: `1e-3`; and `0,1` and `(0, 1)` where a list is wanted and no text."""
+    if not isinstance(value, str) or types in TEXTS.values():
+        return value
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
+    if types & {"list", "tuple", "list[int]"} and "str" not in types:
+        try:
+            items = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        return list(items) if isinstance(items, (list, tuple)) else value
     return value
 
 
-def _check(name: str, value: Any) -> None:
+def check(schema: Schema, name: str, value: Any) -> None:
+    """Check one setting.
+
+    Raises:
+        ConfigError: It is unknown, refused or of the wrong type.
+    """
     own = {f"kit.{f.name}" for f in fields(KitSettings)}
-    if name in NOT_YOURS and value != defaults().get(name, (None,))[0]:
-        raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here: {NOT_YOURS[name]}.")
+    if name in schema.reserved and value != schema.defaults.get(name, (None,))[0]:
+        raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here: {schema.reserved[name]}.")
     if name in own:
         _check_own(name.removeprefix("kit."), value)
         return
-    if name not in defaults():
-        close = difflib.get_close_matches(name, [*defaults(), *own], n=1, cutoff=0.5)
+    if name not in schema.defaults:
+        close = difflib.get_close_matches(name, [*schema.defaults, *own], n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else "see configs/kaggle_config.yaml for the names."
         raise ConfigError(f"There is no setting '{name}' (given: {value!r}): {hint}")
-    default, types = defaults()[name]
+    default, types = schema.defaults[name]
     if not (value is default is None) and types and not _fits(value, types):
         wanted = " or ".join(sorted(t for t in types if t in _PYTHON))
         raise ConfigError(f"The setting '{name}' must be {wanted} but got {value!r} ({type(value).__name__}).")
+    good, words = schema.limits.get(name, (None, ""))
+    if good and value != default and not good(value):
+        raise ConfigError(f"The setting '{name}' must be {words} but got {value!r}.")
 
 
 _PYTHON: dict[str, Any] = {

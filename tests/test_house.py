@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import kit
-from kit import config, errors
+from kit import errors
 from kit.kaggle import session
+from kit.store.folder import RunFolder
+from kit.yolo.settings import defaults, load
 
 PACKAGE = session.REPOSITORY / "kit"
 FLOORS = {
@@ -146,6 +148,75 @@ def names(node: ast.AST) -> list[str]:
     return [getattr(node, field) for field in ("attr", "name") if isinstance(getattr(node, field, None), str)]
 
 
+def texts(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Yield the texts of a module that are no docstrings."""
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node
+
+
+def test_names_of_a_runs_files_are_written_in_one_module() -> None:
+    """`RunFolder` has them; a name that is no path, as of a command or of a column of the report, is no file's."""
+    paths = [path for path in vars(RunFolder(Path("run"))).values() if path != Path("run")]
+    files = {path.name for path in paths if path.suffix or path.name == ".lock"}
+    folders = {path.name for path in paths} - files
+    typed = []
+    for name, tree in modules().items():
+        joined = [node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+        for node in texts(tree) if name != "kit.store.folder" else ():
+            parts = set(str(node.value).split("/"))
+            if parts & files or (parts & folders and (len(parts) > 1 or node in joined)):
+                typed.append(f"{name}:{node.lineno}: {node.value}")
+    assert typed == []
+
+
+WRITERS = {  # the modules outside of the store that write by themselves, and why
+    "kit.kaggle.bootstrap": "a temporary folder for pip; nothing is installed yet",
+    "kit.kaggle.notebook": "the notebook itself, and in its cell the clone, before there is a kit",
+    "kit.kaggle.session": "makes scratch, below the store",
+    "kit.process.children": "the log takes what a process prints as it comes",
+    "kit.process.worker": "the same for the other processes of a run",
+    "kit.data.images": "a cache in scratch, mapped into memory and written in place",
+    "kit.data.shapes": "drawn images and their labels, in scratch",
+    "kit.dashboard.downloads": "removes its own folder where it is empty",
+    "kit.yolo.environment": "Ultralytics' home in scratch",
+    "kit.yolo.loop": "removes the empty folder that Ultralytics made",
+    "kit.yolo.samples": "the folder of the label caches, in scratch",
+    "kit.yolo.train": "fonts for Ultralytics, in its own folder",
+}
+PATH_CALLS = {"mkdir", "write_text", "write_bytes", "unlink", "rmdir", "rename", "touch", "symlink_to", "hardlink_to"}
+OS_CALLS = {"os.link", "os.rename", "os.replace", "os.remove", "os.makedirs", "os.truncate", "os.symlink"}
+OS_CALLS |= {f"shutil.{name}" for name in ("rmtree", "move", "copy", "copy2", "copyfile", "copytree")}
+
+
+def writes(call: ast.Call) -> bool:
+    """Tell whether a call opens a file for writing, or makes, renames or removes one."""
+    name = ast.unparse(call.func)
+    if name in ("open", "io.open", "os.fdopen"):
+        mode = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
+        fresh = call.args and not ast.unparse(call.args[0]).startswith("os.dup")  # a second name of an open file
+        return bool(fresh and mode and set(ast.unparse(mode[0])) & set("wax+"))
+    if name == "os.open":
+        return bool({"O_CREAT", "O_RDWR", "O_TRUNC"} & set(re.findall(r"O_\w+", ast.unparse(call))))
+    owner, _, method = name.rpartition(".")
+    if owner.rpartition(".")[2] in ("disk", "DISK"):
+        return False  # by the store
+    one_word = method == "replace" and len(call.args) == 1  # of a path; that of a text takes two
+    return name in OS_CALLS or (bool(owner) and (method in PATH_CALLS or one_word))
+
+
+def test_only_the_store_writes_files() -> None:
+    """Every other module goes through it, or is on the list with a reason."""
+    calls = {
+        name: [call.lineno for call in ast.walk(tree) if isinstance(call, ast.Call) and writes(call)]
+        for name, tree in modules().items()
+        if top(name) != "store"
+    }
+    assert {name: lines for name, lines in calls.items() if lines and name not in WRITERS} == {}
+    assert {name for name in WRITERS if not calls.get(name)} == set(), "no longer needed on the list"
+
+
 def test_bootstrap_and_errors_need_nothing_but_the_standard_library() -> None:
     """Nothing else may be there yet when they run."""
     for name in ("kit.kaggle.bootstrap", "kit.errors"):
@@ -242,14 +313,14 @@ def test_error_in_a_notebook_is_one_line() -> None:
 
 def test_every_setting_of_ultralytics_has_types_that_the_kit_knows() -> None:
     """They are read from the comments of its default.yaml, whose style may change with a version."""
-    assert len(config.defaults()) > 80
-    assert {name: types for name, (_, types) in config.defaults().items() if not types or not types <= TYPES} == {}
+    assert len(defaults()) > 80
+    assert {name: types for name, (_, types) in defaults().items() if not types or not types <= TYPES} == {}
 
 
-@pytest.mark.parametrize("name", list(config.defaults()))
+@pytest.mark.parametrize("name", list(defaults()))
 def test_default_of_every_setting_is_accepted(tmp_path: Path, name: str) -> None:
     """Whoever writes Ultralytics' own default into a config changes nothing."""
     (tmp_path / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
-    default = config.defaults()[name][0]
+    default = defaults()[name][0]
     if name not in ("model", "data"):
-        assert config.load(tmp_path / "config.yaml", {name: default}).get(name) == default
+        assert load(tmp_path / "config.yaml", {name: default}).get(name) == default

@@ -12,6 +12,7 @@ import pytest
 import kit
 from kit import cli, config
 from kit.kaggle import bootstrap, notebook, session
+from kit.yolo.settings import load, schema
 
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -31,8 +32,8 @@ COMMANDS = [line.partition("#")[0].strip() for line in BLOCKS.splitlines() if li
 def test_command_in_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words parse, and its settings exist and have values of the right type."""
     options = cli._parser().parse_args(shlex.split(command)[3:])
-    for name, value in map(config.parse_word, getattr(options, "settings", [])):
-        config._check(name, value)
+    for name, value in map(config.parse_override, getattr(options, "settings", [])):
+        config.check(schema(), name, value)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
@@ -92,7 +93,7 @@ def test_front_door_is_small_and_pinned() -> None:
 @pytest.mark.parametrize("name", ["quickstart.yaml", "kaggle_config.yaml"])
 def test_shipped_config_is_valid(name: str) -> None:
     """Every setting of the configs exists; Kaggle's says 100 epochs."""
-    loaded = config.load(session.REPOSITORY / "configs" / name)
+    loaded = load(session.REPOSITORY / "configs" / name)
     assert loaded.get("epochs") == {"quickstart.yaml": 10, "kaggle_config.yaml": 100}[name]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from kit.backup.stores import Store
 from kit.config import Config
 from kit.errors import KitError, StorageError
 from kit.store import disk
-from kit.store.peek import BEST, LATEST, checksum
+from kit.store.folder import BEST, LATEST
+from kit.store.peek import checksum
 
 WAIT_S, FETCH_S = 300.0, 600  # seconds to wait for a store that fails, and that a backup may take in all
 TRIES = 3  # until a file counts as damaged there
@@ -47,7 +47,7 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
     assert folder is not None
     for old in folder.parent.glob(f"{folder.name}.*{disk.TEMPORARY}"):
         if not Path("/proc", old.name.split(".")[1]).exists():  # of a process that was ended in mid-download
-            shutil.rmtree(old, ignore_errors=True)
+            disk.remove(old)
     new, old = (folder.with_name(f"{folder.name}.{os.getpid()}{end}{disk.TEMPORARY}") for end in ("", ".old"))
     lost = "Run again, or start anew with --resume never."
     problem: Exception
@@ -60,8 +60,8 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
                 for name in each["files"].keys() & set(names):
                     _download(store, each, name, new, say, sleep)
                 with contextlib.suppress(FileNotFoundError):
-                    folder.rename(old)
-                new.rename(folder)  # latest.pt never without its best.pt
+                    disk.DISK.replace(folder, old)
+                disk.DISK.replace(new, folder)  # latest.pt never without its best.pt
                 return
             except Exception as error:  # each client has its own
                 if holds(folder, each):
@@ -71,7 +71,7 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
                     break
             finally:
                 for leftover in (new, old):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    disk.remove(leftover)
             say(f"WARNING: {problem}")
     text = f"It could not be fetched from {address}: {describe(problem)}"
     if empty or (config.kit.backup_required and not isinstance(problem, (DamagedError, StorageError))):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,8 +12,11 @@ from kit.backup.manifests import Manifest, read
 from kit.backup.secrets import SECRETS, NotReadyError, status
 from kit.errors import ConfigError
 from kit.kaggle import session
-from kit.store.peek import LATEST, checksum
+from kit.store import disk
+from kit.store.folder import LATEST
+from kit.store.peek import checksum
 
+MANIFEST = "manifest.json"
 LOOKED_AT = 3  # versions, from the one that may come next to the one before
 
 
@@ -74,7 +75,7 @@ class DataSet:
                     raise NotReadyError(f"Kaggle has not made version {version} of the data set ready.") from error
                 continue  # there is no such version, or no backup in it
             if manifest is None:
-                self.odd.add(f"manifest.json of version {version}")
+                self.odd.add(f"{MANIFEST} of version {version}")
                 continue
             self._versions[manifest["files"][LATEST]["sha256"]] = version
             found.append(manifest)
@@ -83,7 +84,7 @@ class DataSet:
     def push(self, manifest: Manifest, paths: dict[str, Path]) -> None:
         """Upload the files and the manifest as a new version."""
         folder = next(iter(paths.values())).parent
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        disk.write_json(folder / MANIFEST, manifest)
         self.hub.dataset_upload(self.handle, str(folder), f"epoch {manifest['epoch']}, step {manifest['step']}")
 
     def checksum(self, manifest: Manifest, name: str) -> str:
@@ -94,13 +95,15 @@ class DataSet:
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
         """Download one file of a version."""
-        shutil.move(self._download(name, self._versions[manifest["files"][LATEST]["sha256"]]), target)
+        fetched = Path(self._download(name, self._versions[manifest["files"][LATEST]["sha256"]]))
+        disk.copy(fetched, target)
+        disk.remove(fetched)
 
     def prune(self, run: str, kept: list[Manifest]) -> None:
         """Remove nothing: a version can only be deleted on the data set's page."""
 
     def _manifest(self, version: int) -> bytes:
-        return Path(self._download("manifest.json", version)).read_bytes()
+        return Path(self._download(MANIFEST, version)).read_bytes()
 
     def _download(self, name: str, version: int) -> str:
         path = self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.backup.secrets import missing
-from kit.store.peek import LATEST
+from kit.store.folder import LATEST
 
 Manifest = dict[str, Any]
 

@@ -1,20 +1,20 @@
-"""The newest checkpoints of a run folder, held under second names and verified while they are uploaded."""
+"""The newest checkpoints of a run folder, held by hard links and verified while they are uploaded."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kit.errors import CheckpointError
-from kit.store import disk
-from kit.store.peek import BEST, LATEST, checksum, read_facts
+from kit.store import archive, disk
+from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.peek import checksum, read_facts
 
-PINS = ".backup-"  # and the number of the process: a folder for second names in the run folder
+PINS = ".backup-"  # and the number of the process: a folder of hard links in the run folder
 AGREE_S = 30  # seconds that latest.pt and best.pt may be of different saves: the writer is between the two
 
 Look = list[tuple[int, int, int]]
@@ -28,7 +28,7 @@ class Pins:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.checkpoints = folder, RunFolder(folder).checkpoints
         self._described: dict[tuple[int, int, int], dict[str, Any] | None] = {}
 
     def look(self) -> Look:
@@ -36,12 +36,12 @@ class Pins:
         found = Look()
         with contextlib.suppress(OSError):
             for name in (LATEST, BEST):
-                found += [_identity(self.folder / "checkpoints" / name)]
+                found += [disk.identity(self.checkpoints / name)]
         return found
 
     @contextlib.contextmanager
     def hold(self, patient: bool) -> Iterator[dict[str, Path]]:
-        """Give the good files second names, which last as long as the upload whatever becomes of the first ones.
+        """Hard-link the good files, so that they stay for the upload although training replaces them.
 
         Args:
             patient: Wait for a pair of the same save.
@@ -53,48 +53,43 @@ class Pins:
         pins = {name: place / name for name in (LATEST, BEST)}
         try:
             for left in range(AGREE_S if patient else 0, -1, -1):
-                shutil.rmtree(place, ignore_errors=True)
+                disk.remove(place)
                 disk.make_folder(place)
                 for name, pin in pins.items():
-                    if (self.folder / "checkpoints" / name).exists():
-                        disk.link_or_copy(self.folder / "checkpoints" / name, pin)
+                    if (self.checkpoints / name).exists():
+                        disk.link_or_copy(self.checkpoints / name, pin)
                 if self.describe(pins[LATEST]) is None:
                     raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
                 if self.describe(pins[BEST]) is None:
-                    pins[BEST].unlink(missing_ok=True)
+                    disk.remove(pins[BEST])
                     break
                 latest, best = read_facts(pins[LATEST]), read_facts(pins[BEST])
                 if all(latest[key] == best[key] for key in ("run_id", "best_map")):
                     break
                 if not left:
-                    pins[BEST].unlink()  # no resume would take it
+                    disk.remove(pins[BEST])  # no resume would take it
                     break
                 time.sleep(1)
             yield {name: pin for name, pin in pins.items() if pin.exists()}
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            disk.remove(place)
 
     def describe(self, path: Path) -> dict[str, Any] | None:
         """Return size and checksum of a good file, which is read once; None of a damaged one, and of none."""
         if not path.exists():
             return None
-        key = _identity(path)
+        key = disk.identity(path)
         if key not in self._described:
             try:
-                disk.verify(path)
+                archive.verify(path)
                 self._described[key] = {"size": path.stat().st_size, "sha256": checksum(path)}
             except CheckpointError:
                 self._described[key] = None
         return self._described[key]
 
 
-def sweep(folder: Path) -> None:
-    """Remove the second names that a process left in a run folder which was ended in mid-upload."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the hard links of a process that was killed during an upload."""
     for place in folder.glob(f"{PINS}*"):
         if not Path("/proc", place.name.removeprefix(PINS)).exists():
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_ino, state.st_mtime_ns, state.st_size
+            disk.remove(place)

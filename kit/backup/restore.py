@@ -7,7 +7,6 @@ anything here. Where the newest backup is damaged there, the one before it is fe
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from kit.config import Config
 from kit.data import find
 from kit.errors import ConfigError, KitError
 from kit.kaggle import session
-from kit.store import disk
-from kit.store.peek import LATEST, PREVIOUS, read_facts
+from kit.store import archive, disk
+from kit.store.folder import RunFolder
+from kit.store.peek import read_facts
 
 SHORT_WAIT_S = 7.0  # seconds to wait for a store that fails, where a backup is not required
 LOOK_S = 60  # seconds that a store may take to answer
@@ -49,8 +49,8 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     assert address is not None
     assert folder is not None
     if resume == "never":
-        shutil.rmtree(folder, ignore_errors=True)
-    here = _standing(config.run_folder)
+        disk.remove(folder)
+    here = _standing(RunFolder(config.run_folder))
     try:
         store, manifests = _ask(config, opened, here, say, sleep)
     except ConfigError:
@@ -69,7 +69,7 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     if resume != "auto":
         return
     if not found:
-        shutil.rmtree(folder, ignore_errors=True)  # fetched for an earlier start, and no backup of this run any more
+        disk.remove(folder)  # fetched for an earlier start, and no backup of this run any more
     further = [each for each in found if here is None or order(each) > order(here)]
     if further and not holds(folder, further[0]):  # a start beside this one may have brought it
         bring(config, store, further, here is None, say, sleep)
@@ -128,13 +128,13 @@ def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, h
         )
 
 
-def _standing(folder: Path) -> dict[str, Any] | None:
-    """Return the facts of the furthest good checkpoint in the run folder."""
+def _standing(folder: RunFolder) -> dict[str, Any] | None:
+    """Return what the furthest good checkpoint in the run folder says of itself."""
     found = []
-    for name in (LATEST, PREVIOUS):
+    for path in (folder.latest, folder.previous):
         with contextlib.suppress(KitError):
-            disk.verify(folder / "checkpoints" / name)
-            found.append(read_facts(folder / "checkpoints" / name))
+            archive.verify(path)
+            found.append(read_facts(path))
     return max(found, key=order, default=None)
 
 

@@ -1,4 +1,4 @@
-"""Keys to stores, and what is made of a store that fails: asked again, given up, described.
+"""Keys to stores, and what to do when a store fails: retry, give up, describe.
 
 Keys come from the environment or from Kaggle's secrets, and stay in this process's environment, where the clients look
 for them under the same names. They are in no setting, no argument and no message.

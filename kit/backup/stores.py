@@ -1,4 +1,4 @@
-"""What a backup needs of the place where it lies, and which one an address means.
+"""The interface of a backup store, and which store an address means.
 
 A store keeps backups of runs: two files and a manifest that names them with their checksums. Payload first, manifest
 last: whoever reads trusts only what a whole manifest names, so an upload that was cut off leaves the backup before it.

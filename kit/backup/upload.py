@@ -8,7 +8,6 @@ two backups of the run are removed.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,9 @@ from kit.backup.secrets import NotReadyError, describe, missing
 from kit.backup.stores import Store
 from kit.errors import KitError, StorageError
 from kit.store import disk
-from kit.store.peek import BEST, LATEST, read_facts
+from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.peek import read_facts
 
-NAME = "backup.json"
 SHARE = 0.1  # of the time that uploading may take
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0  # after an upload that failed; doubled from the one to the other
 READY_S, READY_PAUSE_S = 1200.0, 30.0  # until a store has made ready what it got, and between two looks
@@ -36,7 +35,7 @@ class Backup:
         folder: The run folder.
         address: `kit.backup`, to be shown.
         store: Where to.
-        anew: The run was started anew: the ones that are in the store now are not to be restored any more.
+        anew: A fresh run: older backups are to be ignored.
         say: Prints one line for the user.
         clock: Seconds from anywhere.
 
@@ -109,7 +108,7 @@ class Backup:
         return self.current
 
     def _put_off(self, error: Exception) -> None:
-        """Try again later, and say what is wrong unless it is only that the store takes its time."""
+        """Try again later; say what is wrong, unless the store is only slow."""
         now, pause, self.waits = self.clock(), self._pause, isinstance(error, NotReadyError)
         if self._sent and self.waits and now < self._began + READY_S:
             pause = min(pause, READY_PAUSE_S)
@@ -157,7 +156,7 @@ class Backup:
         return sorted({each["run_id"] for each in found if self.anew and {**kind, **each} == {**each, **kind}})
 
     def _keep_best(self, newest: Manifest, paths: dict[str, Path]) -> None:
-        """Upload the best model that is there once more, where the run folder has lost it."""
+        """Upload the store's best model again, where the run folder has lost its own."""
         path = paths[LATEST].with_name(BEST)
         try:
             self.store.fetch(newest, BEST, path)
@@ -167,7 +166,7 @@ class Backup:
         if self.pins.describe(path) == newest["files"][BEST]:
             paths[BEST] = path
         else:
-            path.unlink(missing_ok=True)
+            disk.remove(path)
 
     def _is_good(self, manifest: Manifest, name: str) -> bool:
         """Read a file back from the store, once, and compare its checksum."""
@@ -181,7 +180,7 @@ class Backup:
         return key in self._read_back
 
     def _prove(self, manifest: Manifest) -> None:
-        """Read back what was uploaded, and remove what it makes superfluous.
+        """Read back what was uploaded, and remove older backups.
 
         Raises:
             NotReadyError: The store does not show it yet.
@@ -213,22 +212,17 @@ class Backup:
 
     def _tell(self, **news: Any) -> None:
         self.news.update(news, updated=time.time())
-        text = json.dumps(self.news, indent=1).encode()
         with contextlib.suppress(StorageError):  # as for all news: the next time will do
-            disk.publish(self.folder / NAME, lambda file: file.write(text), durable=False)
+            disk.write_json(RunFolder(self.folder).backup, self.news)
 
 
 def read_news(folder: Path) -> dict[str, Any]:
     """Return what `backup.json` of a run folder says; empty where there is none."""
-    try:
-        news = json.loads((folder / NAME).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return news if isinstance(news, dict) else {}
+    return disk.read_json(RunFolder(folder).backup)
 
 
 def report(folder: Path) -> str:
-    """Say in one line what of a run is safe where; empty where nothing is."""
+    """Say in one line what is backed up, and where; empty where nothing is."""
     news = read_news(folder)
     safe = f"In {news['address']}: {' and '.join(news['files'])} ({position(news)})." if "step" in news else ""
     if news.get("waits"):

@@ -29,12 +29,12 @@ from kit.dashboard.frontend import on_colab, shell, show, start_folder
 from kit.errors import KitError, StorageError
 from kit.kaggle import session
 from kit.store import disk
+from kit.store.folder import BEST, LATEST, RunFolder
 
 EVERY_S = 1.0  # seconds between two updates of the display
 PAGE_S = 5.0  # the same for progress.html, which reloads itself
 FREE_S = 60.0  # seconds between two looks at the free space
 PAGE = "progress.html"
-LOG = "train.log"
 TITLES = {  # of an error's box, by its kind
     "input": "Something has to be corrected first",
     "config": "A setting has to be corrected first",
@@ -178,8 +178,8 @@ def render_downloads(downloads: Downloads, folder: Path) -> tuple[str, str]:
     if (folder / PAGE).exists() and session.run_type() != "batch":
         address = link(folder / PAGE, "", start, "the dashboard as a page of its own")
         more.append(f"{address}, for when this one was reloaded and stands still")
-    if (folder / LOG).exists():
-        more.append(link(folder / LOG, LOG, start, "the whole log"))
+    if (log := RunFolder(folder).log).exists():
+        more.append(link(log, log.name, start, "the whole log"))
     return f'{html}<div class="kit kit-note">{" · ".join(more)}</div>' if more else html, text
 
 
@@ -192,7 +192,7 @@ def show_downloads(folder: Path) -> None:
         from google.colab import files
 
         for item in ready.items:
-            if item.name in ("best.pt", "latest.pt"):
+            if item.name in (BEST, LATEST):
                 files.download(str(item.path))
 
 
@@ -229,8 +229,8 @@ def show_errors(board: Board | None = None) -> Iterator[None]:
     except KitError as error:
         if shell() is not None:
             folder = board.folder if board else None
-            log = folder / LOG if folder else None
-            address = link(log, LOG, start_folder(), "Download the whole log") if log and log.exists() else ""
+            log = RunFolder(folder).log if folder else None
+            address = link(log, log.name, start_folder(), "Download the whole log") if log and log.exists() else ""
             title, what = TITLES.get(error.kind, FAILED), "\n".join(filter(None, [error.message, error.hint]))
             details = f"\n{error.details}" if error.details else ""
             show(page.box(title, what, error.details, address), f"{title}: {error}{details}")

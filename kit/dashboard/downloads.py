@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import html
 import os
-import pickletools
 import re
 import sys
 import threading
@@ -30,16 +29,16 @@ from kit.dashboard.page import wrap
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
 from kit.store import archive, disk
+from kit.store.folder import BEST, LATEST, RunFolder
 from kit.text import size
 
-FOLDER = "downloads"
 CHECK_S = 5.0  # seconds between two looks at the files
 SHARE = 500  # seconds between two refreshes, for each second of CPU time that one takes
-SOURCES = {  # what is offered: path in the run folder, name of the download, what for
-    "checkpoints/best.pt": ("best.pt", "the best model, with all of its training state"),
-    "slim.pt": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
-    "checkpoints/latest.pt": ("latest.pt", "where training stands: put it back to go on"),
-    "results.csv": ("results.csv", "a row for each epoch"),
+SOURCES = {  # what is offered: which file of the run folder, name of the download, what for
+    "best": (BEST, "the best model, with all of its training state"),
+    "slim": ("slim-best.pt", "the best model for inference only, as Ultralytics strips it"),
+    "latest": (LATEST, "where training stands: put it back to go on"),
+    "table": (RunFolder(Path()).table.name, "a row for each epoch"),
 }
 PLOTS = "plots.zip"
 _OWN = re.compile(r"(best|slim-best|latest|results|plots)(-e\d+)?-[0-9a-f]{8}\.\w+|plots\.zip|\..*\.tmp")
@@ -117,17 +116,17 @@ class Downloads:
         """Remove all second names."""
         self._remove()
         with contextlib.suppress(OSError):
-            (self.folder / FOLDER).rmdir()
+            RunFolder(self.folder).downloads.rmdir()
 
     def _refresh(self) -> list[Item]:
-        began = time.thread_time()
+        began, files = time.thread_time(), RunFolder(self.folder)
         for source, (name, purpose) in SOURCES.items():
             with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
-                self._offer(name, purpose, _key(self.folder / source), partial(Path, self.folder, source))
-        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *self.folder.glob("results/*.??g")])
+                self._offer(name, purpose, disk.identity(path := getattr(files, source)), partial(Path, path))
+        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
         if plots and self.second_names:
             with contextlib.suppress(OSError, StorageError):
-                self._offer(PLOTS, "all pictures", tuple(map(_key, plots)), lambda: self._pack(plots))
+                self._offer(PLOTS, "all pictures", tuple(map(disk.identity, plots)), lambda: self._pack(plots))
         names = [*(name for name, _ in SOURCES.values()), PLOTS]
         items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
         self._remove({item.path for item in (*items, *self.items)})  # an open page may still have the one before
@@ -137,9 +136,9 @@ class Downloads:
 
     def _remove(self, keep: Iterable[Path] = ()) -> None:
         """Remove second names; what somebody else has put there stays."""
-        for path in (self.folder / FOLDER).glob("*"):
+        for path in RunFolder(self.folder).downloads.glob("*"):
             if path not in keep and _OWN.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                disk.remove(path)
 
     def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
         """Offer a file, unless the one that is offered is it."""
@@ -164,20 +163,21 @@ class Downloads:
             OSError: `path` is another file by now.
         """
         try:
-            target = disk.make_folder(self.folder / FOLDER) / name
+            target = disk.make_folder(RunFolder(self.folder).downloads) / name
             if path.parent == target.parent:
-                return path.replace(target)
+                disk.DISK.replace(path, target)
+                return target
             disk.link(path, target)
         except StorageError:
             return path
         if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
-            target.unlink()
+            disk.remove(target)
             raise OSError(f"{path} was replaced")  # the next look finds the new one
         return target
 
     def _pack(self, plots: list[Path]) -> Path:
         """Pack pictures, which are compressed already; the same ones make the same bytes."""
-        target = disk.make_folder(self.folder / FOLDER) / PLOTS
+        target = disk.make_folder(RunFolder(self.folder).downloads) / PLOTS
 
         def write(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w") as packed:
@@ -188,12 +188,6 @@ class Downloads:
         return target
 
 
-def _key(path: Path) -> Key:
-    """Tell a published file from the one before."""
-    state = path.stat()
-    return state.st_ino, state.st_mtime_ns, state.st_size
-
-
 def _yield_to_training() -> None:
     """Have this thread take only the time that nobody else wants."""
     if sys.platform == "linux":
@@ -202,22 +196,12 @@ def _yield_to_training() -> None:
 
 
 def peek(file: BinaryIO) -> dict[str, Any]:
-    """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed.
-
-    The pickle's operations are listed, not carried out, as far as `best_map`, which comes early in a checkpoint.
-    """
-    found: dict[str, Any] = {}
-    unsound = (CheckpointError, zipfile.BadZipFile, StopIteration, ValueError, KeyError)
-    with contextlib.suppress(*unsound), archive.stored(file) as records:
-        name, key = next(name for name in records.namelist() if name.endswith("/data.pkl")), ""
-        for operation, argument, _ in pickletools.genops(records.read(name)):
-            if "PUT" in operation.name or operation.name == "MEMOIZE":
-                continue
-            if key:
-                found[key] = argument
-            if key == "best_map":
-                break
-            key = argument if argument in ("epoch", "of_epoch", "best_map") else ""
+    """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed."""
+    try:
+        state = archive.look_through(file)
+    except CheckpointError:
+        return {}
+    found = {name: state.get(name) for name in ("epoch", "of_epoch", "best_map")} if isinstance(state, dict) else {}
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
@@ -260,7 +244,7 @@ def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str
 
 def other_ways(folder: Path) -> list[str]:
     """Name the ways to the files that need no link."""
-    place = os.path.relpath(folder / "checkpoints", session.working())
+    place = os.path.relpath(RunFolder(folder).checkpoints, session.working())
     if not session.on_kaggle():
         return [f"Or take them from {place} in the working folder."]
     return [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.run import status
+from kit.store.folder import RunFolder
 
 Row = dict[str, float]
 
@@ -23,7 +24,7 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._kept: dict[Path, tuple[tuple[int, int], Any]] = {}
 
     def status(self) -> dict[str, Any]:
         """Return what the run last said; empty where there is none."""
@@ -31,23 +32,22 @@ class Files:
 
     def rows(self) -> tuple[Row, ...]:
         """Return the rows of results.csv."""
-        return tuple(self._read("results.csv", read_rows) or ())
+        return tuple(self._read(RunFolder(self.folder).table, read_rows) or ())
 
     def backup(self) -> dict[str, Any]:
         """Return what the backup last said; empty where there is none."""
-        values = self._read("backup.json", lambda path: json.loads(path.read_bytes()))
+        values = self._read(RunFolder(self.folder).backup, lambda path: json.loads(path.read_bytes()))
         return values if isinstance(values, dict) else {}
 
-    def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
-        path = self.folder / name
+    def _read(self, path: Path, read: Callable[[Path], Any]) -> Any:
         try:
             state = path.stat()
             key = state.st_ino, state.st_mtime_ns
-            if name not in self._kept or self._kept[name][0] != key:
-                self._kept[name] = key, read(path)
+            if path not in self._kept or self._kept[path][0] != key:
+                self._kept[path] = key, read(path)
         except (OSError, ValueError):
             return None
-        return self._kept[name][1]
+        return self._kept[path][1]
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -15,6 +15,7 @@ from kit.dashboard.files import Files
 from kit.dashboard.frontend import show
 from kit.errors import CheckpointError, Stopped
 from kit.run import scores
+from kit.store.folder import RunFolder
 
 CELLS = 20  # classes that a confusion matrix is drawn for; of more the most frequent confusions are listed
 PAIRS = 12
@@ -30,7 +31,7 @@ def render(folder: Path) -> tuple[str, str]:
         f'<span class="kit-mute">{values["images"]} {_images(values)}</span></div>',
         f'<div class="kit-tiles">{"".join(page.tile(*each) for each in _tiles(values))}</div>',
     ]
-    picture = folder / scores.FOLDER / scores.PICTURE
+    picture = RunFolder(folder).predictions
     if picture.exists():
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(

@@ -60,7 +60,7 @@ def satisfied(requirement: str) -> bool:
     """Tell whether a line like `torch>=2.6,<3` is met by what is installed; False when it is not there at all.
 
     Raises:
-        KitError: It is there in a version out of bounds. It stays as it is, because others may lean on it.
+        KitError: An incompatible version is there. It stays, because other packages may depend on it.
     """
     name, bounds = re.match(r"([\w.-]+)(?:\[.*?\])?(.*)", requirement).groups()  # type: ignore[union-attr]
     try:

@@ -1,4 +1,4 @@
-"""Processes that are ended by a signal: by which one, what that means, and whom they take with them.
+"""Processes that were killed by a signal: by which one, and what may help.
 
 The kernel ends a process with SIGKILL when memory is full, and counts how often it did (`machine.oom_kills`).
 """

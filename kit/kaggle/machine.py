@@ -15,7 +15,7 @@ ROOT = Path("/")
 
 
 def cores(root: Path = ROOT) -> float:
-    """Return how many cores this process can keep busy; a container's share may be a fraction.
+    """Return how many cores this process can keep busy; it may be fractional under a cgroup quota.
 
     Args:
         root: Of the file system that `/proc` and `/sys` are looked up in.
@@ -44,7 +44,7 @@ def memory(root: Path = ROOT) -> tuple[int, int]:
         if limit and used and limit != ["max"]:
             words = _words(group / "memory.stat")
             counts = dict(zip(words[::2], words[1::2], strict=False))
-            cached = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given up when needed
+            cached = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # reclaimable
             total = min(total, int(limit[0]))
             available = min(available, int(limit[0]) - int(used[0]) + cached)
     return total, max(available, 0)

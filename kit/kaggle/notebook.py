@@ -35,7 +35,7 @@ import os, re, sys, tempfile
 from pathlib import Path
 from subprocess import DEVNULL, run
 
-CLONE = """export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true LC_ALL=C  # a question would wait for ever
+CLONE = """export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true LC_ALL=C  # a prompt would hang
 cd "$0" && git init -q && timeout 15 git fetch -q --depth 1 "$1" "$2" &&
 git checkout -q FETCH_HEAD && git rev-parse HEAD"""
 REASONS = {  # what git says, and what that means

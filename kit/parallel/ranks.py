@@ -22,7 +22,7 @@ import torch.distributed as dist
 from kit.errors import LostError, Stopped
 from kit.kaggle.session import scratch
 from kit.parallel.world import World
-from kit.store.disk import Lock
+from kit.store.lock import Lock
 
 SETTING_UP = timedelta(hours=3)  # that one process may wait for another, which reads its data for the first time
 STEP = timedelta(minutes=10)  # the same for a step, and to connect; then a process that hangs is given up
@@ -168,7 +168,7 @@ def _halves(slices: range) -> tuple[range, range]:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Let one process of this machine at a time do what writes into scratch, however long it takes."""
-    lock = Lock(scratch() / ".lock")
+    lock = Lock(scratch() / "ranks.lock")
     lock.acquire(wait=float("inf"))
     try:
         yield

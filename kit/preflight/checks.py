@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.kaggle import machine, session
-from kit.store import disk as storage
-from kit.store.disk import Disk
+from kit.store.disk import Disk, make_folder, make_room
 
 OK, WARNING, STOP = "ok", "warning", "stop"
 SHORT_S = 30 * 60.0  # of a session, which is hardly worth starting in
@@ -101,7 +100,7 @@ def scratch(disk: Disk) -> Verdict:
 
 
 def _room(folder: Path, disk: Disk) -> tuple[str, int]:
-    storage.make_room(storage.make_folder(folder), 0, disk)
+    make_room(make_folder(folder), 0, disk)
     free = disk.free(folder)
     return f"{folder}, {free / 1e9:.1f} GB free", free
 

@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import config as config_module
 from kit.config import Config
 from kit.errors import KitError
 from kit.kaggle import machine, session
 from kit.preflight import checks
 from kit.preflight.checks import OK, STOP, WARNING
-from kit.store import disk as storage
-from kit.store.disk import Disk
+from kit.store.disk import DISK, Disk
+from kit.yolo.settings import load, schema
 
 PROBE_S = 60.0  # for importing torch, one kernel on each GPU, and reading the checkpoints
 INTERNET_S = 3.0
@@ -128,7 +127,7 @@ def findings(
     settings: Iterable[str] | Mapping[str, Any] = (),
     *,
     probe: Callable[[Path], AbstractContextManager[Callable[[], Facts]]] = probing,
-    disk: Disk = storage.DISK,
+    disk: Disk = DISK,
     root: Path = machine.ROOT,
 ) -> Iterator[Finding]:
     """Look at everything; nothing that is found is raised.
@@ -140,9 +139,9 @@ def findings(
         disk: Says how much room there is.
         root: Of the file system that says what the machine has.
     """
-    config, problem = Config(), ""
+    config, problem = Config(schema()), ""
     try:
-        config = config_module.load(path, settings)
+        config = load(path, settings)
     except KitError as error:
         problem = str(error)
     internet = connecting()

@@ -24,7 +24,7 @@ from pathlib import Path
 from subprocess import Popen
 from types import FrameType, TracebackType
 
-from kit.backup.pins import sweep
+from kit.backup.pins import remove_leftovers
 from kit.backup.restore import fetch
 from kit.backup.secrets import describe, leave
 from kit.backup.stores import open_store
@@ -100,7 +100,7 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
 def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], None]) -> None:
     os.nice(10)
     address = str(config.kit.backup)
-    sweep(config.run_folder)
+    remove_leftovers(config.run_folder)
     backup = Backup(config.run_folder, address, open_store(address), resume == "never", say)
     while not stop:
         backup.step()
@@ -184,7 +184,7 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
         self._process.wait()
-        sweep(self._config.run_folder)
+        remove_leftovers(self._config.run_folder)
 
 
 def wait_for(process: Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ processes that it starts, the first one writes to `train.log`, and the others to
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from kit import config as config_module
 from kit.config import Config
 from kit.data import find
 from kit.errors import CheckpointError, DiedError, KitError, ModelError, Stopped
@@ -36,8 +34,9 @@ from kit.process.parent import ending, read_ending
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
+from kit.store.folder import RunFolder
+from kit.yolo.settings import load
 
-LOG = "train.log"
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
 
 
@@ -75,7 +74,7 @@ def run(
     Raises:
         InputError: Something given cannot be used; nothing was started or written.
     """
-    config = config_module.load(path, words)
+    config = load(path, words)
     find.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
@@ -97,19 +96,19 @@ def run(
         job = _Job(config, resume, _arguments(path, words), ended, said, asked)
         code, error = 0, None
         if config.kit.backup:
-            with Log(folder / LOG, tell) as log:
+            with Log(RunFolder(folder).log, tell) as log:
                 code, error = _fetch(job, log)
         if code == 0 and asked:
             code = Stopped.exit_code
         if code == 0:
-            if resume == "never" and (old := disk.set_run_aside(folder)):
+            if resume == "never" and (old := disk.quarantine_run(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            code, error = _train(job, stack.enter_context(Log(folder / LOG, tell)))
+            code, error = _train(job, stack.enter_context(Log(RunFolder(folder).log, tell)))
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
-        if code == 2 and same and not list((folder / "checkpoints").glob("*.pt")):
-            shutil.rmtree(folder)  # it was made above and holds nothing but this failure
+        if code == 2 and same and not list(RunFolder(folder).checkpoints.glob("*.pt")):
+            disk.remove(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, error)
 
 
@@ -224,9 +223,9 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
         Stopped: The user stopped it, or the session is about to end.
         KitError: The process failed.
     """
-    config = config_module.load(path, words)
+    config = load(path, words)
     folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
-    best = folder / "checkpoints" / "best.pt"
+    best = RunFolder(folder).best
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
     if not scores.current(folder):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from kit.config import Config
 from kit.errors import KitError
 from kit.kaggle import session
 from kit.run import status
-from kit.store.peek import LATEST
+from kit.store.folder import RunFolder
 
 LEAST_S = 300.0  # seconds of the session that are left, for a start to be worth while
 
@@ -64,7 +63,7 @@ class Restarts:
 
     def _stamp(self) -> tuple[int, int]:
         try:
-            state = os.stat(self._folder / "checkpoints" / LATEST)
+            state = RunFolder(self._folder).latest.stat()
         except OSError:
             return 0, 0
         return state.st_ino, state.st_mtime_ns

@@ -15,7 +15,8 @@ from kit.config import Config, differences, from_dict
 from kit.errors import CheckpointError, MismatchError
 from kit.kaggle import session
 from kit.store import checkpoint
-from kit.store.checkpoint import LATEST, PREVIOUS, Summary
+from kit.store.checkpoint import Summary
+from kit.store.folder import LATEST, PREVIOUS, RunFolder
 
 LESS = "fewer steps than the one that is taken"
 ABANDONED = "abandoned"  # the suffix of the newest checkpoint before a branch, until the branch has more steps
@@ -68,7 +69,7 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
     try:
         state = checkpoint.read(path, load, verify=verify)
         config = dict(state["config"])
-        from_dict(config)  # which `changes` looks at
+        dict(config.get("kit") or {})  # which `changes` looks at
         return Candidate(path, checkpoint.summarize(state), identify(state), config, state=state)
     except CheckpointError as error:
         return Candidate(path, problem=str(error))
@@ -101,7 +102,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
     Raises:
         MismatchError: The run folder holds another run.
     """
-    candidates, folder = scan(config.run_folder, config.restored_folder), config.run_folder / "checkpoints"
+    candidates, folder = scan(config.run_folder, config.restored_folder), RunFolder(config.run_folder).checkpoints
     problems = {found.path: found.problem for found in candidates if found.problem}
 
     def good(found: Candidate) -> bool:
@@ -132,7 +133,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
 
 def changes(found: Candidate, config: Config) -> list[str]:
     """List the settings that differ from a good candidate's and must not change silently."""
-    return differences(from_dict(found.config), config)
+    return differences(from_dict(config.schema, found.config), config)
 
 
 def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) -> str:
@@ -169,7 +170,7 @@ def _short(value: Any) -> str:
 def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
     """Yield the run's own checkpoints, then uploads, also under a browser's renamed copy."""
     for pattern in (LATEST, PREVIOUS, f"{LATEST}.{ABANDONED}*"):
-        yield from sorted((run_folder / "checkpoints").glob(pattern))
+        yield from sorted(RunFolder(run_folder).checkpoints.glob(pattern))
     for name in (LATEST, PREVIOUS):
         pattern = name.replace(".", "*.")
         yield from sorted(session.working().glob(pattern))

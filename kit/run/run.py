@@ -15,6 +15,7 @@ from kit.parallel.ranks import Ranks
 from kit.run.limit import Deadline
 from kit.run.receipt import Receipt
 from kit.run.status import Status
+from kit.store.folder import RunFolder
 from kit.store.writer import Writer
 
 
@@ -60,7 +61,7 @@ class Run:
         self.receipt = Receipt(self.status.values.get("receipt"), line)
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
         kind = Writer if self.ranks.is_main else NoWriter
-        self.writer = kind(self.folder / "checkpoints", kit.max_lost_s, kit.max_cost_percent, pinned)
+        self.writer = kind(RunFolder(self.folder).checkpoints, kit.max_lost_s, kit.max_cost_percent, pinned)
 
     def not_exact(self, line: str) -> None:
         """Say why this session is not exact."""

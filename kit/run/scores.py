@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = "results"  # in the run folder
-NAME = "results.json"
-PICTURE = "predictions.jpg"
+from kit.store import disk
+from kit.store.folder import RunFolder
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -17,11 +15,7 @@ def read(folder: Path) -> dict[str, Any]:
     Args:
         folder: The run folder.
     """
-    try:
-        values = json.loads((folder / FOLDER / NAME).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return disk.read_json(RunFolder(folder).scores)
 
 
 def fingerprint(best: Path) -> list[int]:
@@ -35,5 +29,5 @@ def current(folder: Path) -> bool:
 
     An earlier version of the kit took other settings, and did not write down which.
     """
-    best, values = folder / "checkpoints" / "best.pt", read(folder)
+    best, values = RunFolder(folder).best, read(folder)
     return best.exists() and values.get("file") == fingerprint(best) and "settings" in values

@@ -17,11 +17,10 @@ from typing import Any
 
 from kit.errors import KitError, MovedError, Stopped, StorageError
 from kit.store import disk
+from kit.store.folder import RunFolder
 from kit.text import plain
 
-NAME = "status.json"
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
-LARGEST = 4 << 20  # bytes that are read: it may be somebody else's
 
 
 class Status:
@@ -33,7 +32,7 @@ class Status:
     """
 
     def __init__(self, folder: Path, silent: bool = False) -> None:
-        self.path, self.silent = folder / NAME, silent
+        self.path, self.silent = RunFolder(folder).status, silent
         self.values: dict[str, Any] = {"pid": os.getpid(), "messages": [], "notices": []}
         self._next = 0.0
         self._pool = ThreadPoolExecutor(1, "status")
@@ -103,19 +102,14 @@ def tell(line: str) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """Return what the run last said; empty where there is nothing readable."""
-    try:
-        values = json.loads((folder / NAME).read_bytes()) if (folder / NAME).stat().st_size < LARGEST else {}
-    except (OSError, ValueError, RecursionError):  # a thousand brackets
-        return {}
-    return values if isinstance(values, dict) else {}
+    return disk.read_json(RunFolder(folder).status)
 
 
 def change(folder: Path, **values: Any) -> None:
     """Change what a run last said, when its process is gone."""
     if known := read(folder):
-        text = json.dumps({**known, **values}, indent=1).encode()
         with contextlib.suppress(StorageError):
-            disk.publish(folder / NAME, lambda file: file.write(text), durable=False)
+            disk.write_json(RunFolder(folder).status, {**known, **values})
 
 
 def end(folder: Path, error: KitError) -> None:

@@ -21,13 +21,11 @@ import torch
 from torch import serialization
 
 from kit.errors import CheckpointError
-from kit.store import archive, disk as storage, records
+from kit.store import archive, records
 
 FORMAT = 1
 MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
 DESCRIBED = ("backbone", "head", "activation", "end2end", "reg_max", "kpt_shape", "channels")  # what a model computes
-LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
-SLIM, LAST = "slim.pt", "last.pt"  # in the run folder: the best and the last model, no checkpoints
 KEYS = (
     "epoch",
     "model_state_dict",
@@ -75,12 +73,12 @@ class Summary:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What decides which of two checkpoints of a run is further."""
+        """The sort key: of two checkpoints of a run, the greater one is further."""
         return self.branch, self.global_step
 
     @property
     def best(self) -> tuple[str, float | None]:
-        """What a `best.pt` that belongs to this checkpoint has too."""
+        """The key that it shares with the matching `best.pt`."""
         return self.run_id, self.best_map
 
     @property
@@ -149,7 +147,7 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         CheckpointError: The file is missing, damaged, of another format, or holds more than tensors and plain values.
     """
     if verify:
-        storage.verify(path)
+        archive.verify(path)
     archive.look_through(path)
     try:
         state = load(path)

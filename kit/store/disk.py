@@ -1,4 +1,4 @@
-"""The only door to disk: publish a file whole or not at all, verify it, lock a run folder.
+"""The only door to disk: publish a file whole or not at all, make folders and room, clean up.
 
 A file is published by writing a temporary one in the same folder, fsync, rename, fsync of the folder: across file
 systems a «move» is a copy, and a name must never point at half a file. The generation before is kept by hard link,
@@ -10,25 +10,23 @@ Not covered: a disk that acknowledges an fsync and loses the data all the same.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import json
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from kit.errors import BusyError, CheckpointError, MovedError, StorageError
+from kit.errors import StorageError
 from kit.kaggle import session
-from kit.store import archive
 from kit.store.direct import DirectFile
+from kit.store.folder import RunFolder
+from kit.store.lock import Lock, check_place
+from kit.store.refusal import FULL, NO_LINKS, explain
 
-TEMPORARY = ".tmp"  # the suffix of a file that is still being written; swept at the next start
+TEMPORARY = ".tmp"  # the suffix of a file that is still being written; removed at the next start
+LARGEST = 4 << 20  # bytes of JSON that are read
 RESERVE = 64 << 20  # bytes that a write leaves free, but for one that nothing comes after
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Disk:
@@ -55,7 +53,7 @@ class Disk:
             os.close(descriptor)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give `source` the second name `target`."""
+        """Hard-link `source` as `target`."""
         os.link(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
@@ -72,9 +70,6 @@ class Disk:
 
 
 DISK = Disk()
-_held: set[Lock] = set()  # by this process
-_checking = threading.RLock()
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)  # where there is no second name
 
 
 def publish(
@@ -115,24 +110,24 @@ def publish(
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                disk.replace(path, previous)  # for a moment it is the only one
+                disk.replace(path, previous)  # a brief window with one file
             else:
-                disk.replace(second, previous)  # where both are names of one file, this leaves both; see below
+                disk.replace(second, previous)  # of two names of one file, both stay; the second is removed below
         disk.replace(temporary, path)
         published = True
         if durable:
             disk.sync_folder(path.parent)
     except OSError as error:
-        text = f"'{path}' could not be written: {reason(error)}."
+        text = f"'{path}' could not be written: {explain(error)}."
         raise StorageError(text, full=error.errno in FULL, published=published) from error
     finally:
         for leftover in (temporary, second):
-            with contextlib.suppress(OSError):  # the next start sweeps it
+            with contextlib.suppress(OSError):  # the next start removes it
                 disk.unlink(leftover)
 
 
 def link(source: Path, target: Path, disk: Disk = DISK) -> None:
-    """Give a published file a second name, replacing what had it.
+    """Hard-link a published file, replacing the target.
 
     Raises:
         StorageError: The disk refused; `target` is as it was.
@@ -145,11 +140,11 @@ def link(source: Path, target: Path, disk: Disk = DISK) -> None:
         disk.replace(temporary, target)
         disk.unlink(temporary)
     except OSError as error:
-        raise StorageError(f"'{target}' could not be made: {reason(error)}.") from error
+        raise StorageError(f"'{target}' could not be made: {explain(error)}.") from error
 
 
 def link_or_copy(source: Path, target: Path, disk: Disk = DISK) -> None:
-    """Give a published file a second name, or a copy of its own where the disk knows no second names.
+    """Hard-link a published file, or copy it where the disk knows no hard links.
 
     Raises:
         StorageError: The disk refused; `target` is as it was.
@@ -169,19 +164,6 @@ def copy(source: Path, target: Path, disk: Disk = DISK) -> None:
         publish(target, lambda file: shutil.copyfileobj(origin, file, 1 << 20), disk=disk)
 
 
-def reason(error: OSError) -> str:
-    """Say what a disk error means and what to do."""
-    advice = {
-        errno.ENOSPC: "the disk is full, delete files that you do not need",
-        errno.EDQUOT: "the disk quota is used up, delete files that you do not need",
-        errno.EROFS: "the folder is read-only, choose another with KIT_WORKING",
-        errno.EACCES: "no permission to write there, choose another folder with KIT_WORKING",
-        errno.EEXIST: "a file is in its place, choose another folder with KIT_WORKING",
-        errno.ENOTDIR: "a file is in its place, choose another folder with KIT_WORKING",
-    }
-    return advice.get(error.errno or 0, error.strerror or str(error))
-
-
 def make_folder(path: Path) -> Path:
     """Make a folder, wait until its name is on the disk, and prove that it can be written.
 
@@ -199,7 +181,7 @@ def make_folder(path: Path) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise StorageError(f"The folder '{path}' cannot be written: {reason(error)}.") from error
+        raise StorageError(f"The folder '{path}' cannot be written: {explain(error)}.") from error
     return path
 
 
@@ -218,14 +200,14 @@ def make_room(folder: Path, size: int, disk: Disk = DISK, reserve: int = RESERVE
         )
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left behind; call it with the lock held."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
         with contextlib.suppress(OSError):  # the next start tries again
             leftover.unlink()
 
 
-def set_aside(path: Path, word: str = "bad") -> Path:
+def quarantine(path: Path, word: str = "bad") -> Path:
     """Rename a file to `NAME.bad`, `NAME.bad2`, …, or a folder to `NAME-1`, `NAME-2`, …; return the new name."""
     names = [f"{path.name}.{word}", *(f"{path.name}.{word}{n}" for n in range(2, 1000))]
     if path.is_dir():
@@ -235,152 +217,47 @@ def set_aside(path: Path, word: str = "bad") -> Path:
     return target
 
 
-def set_run_aside(folder: Path) -> Path | None:
+def quarantine_run(folder: Path) -> Path | None:
     """Move a run folder that holds checkpoints out of the way, and return where to.
 
     Raises:
         BusyError: Another process trains in it.
     """
-    if not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").iterdir()):
+    files = RunFolder(folder)
+    if not files.checkpoints.is_dir() or not any(files.checkpoints.iterdir()):
         return None
-    with Lock(folder / ".lock"):
-        return set_aside(folder)
+    with Lock(files.lock):
+        return quarantine(folder)
 
 
-def verify(path: Path) -> None:
-    """Read a checkpoint's bytes and compare each record with its CRC-32; it must lie there as torch takes it.
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; what cannot be removed, or is not there, stays as it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        DISK.unlink(path)
 
-    `torch.save` writes these checksums and `torch.load` never looks at them. The padding between records, 0.3 % of a
-    file, carries none.
+
+def write_json(path: Path, values: Any) -> None:
+    """Publish values as JSON; it need not last: the next news replaces it.
 
     Raises:
-        CheckpointError: The file is missing, cut off, damaged or packed anew.
+        StorageError: The disk refused.
     """
+    text = json.dumps(values, indent=1).encode()
+    publish(path, lambda file: file.write(text), durable=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote; empty where there is nothing readable, or somebody else's."""
     try:
-        with archive.stored(path) as records:
-            damaged = records.testzip()
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"'{path}' does not exist.") from None
-    except Exception as error:  # each kind of damage has its own
-        raise CheckpointError(f"'{path}' is not a whole checkpoint: {error}.") from error
-    if damaged is not None:
-        raise CheckpointError(f"'{path}' is damaged: the checksum of its record '{damaged}' does not match.")
+        values = json.loads(path.read_bytes()) if path.stat().st_size < LARGEST else {}
+    except (OSError, ValueError, RecursionError):  # a thousand brackets
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
-def check_place(path: Path) -> None:
-    """Make sure that the folder that a file goes into is still the one that this process has locked.
-
-    Raises:
-        MovedError: It was moved away, or another process holds what is in its place.
-    """
-    for lock in tuple(_held):
-        if path.is_relative_to(lock.path.parent):
-            lock.check()
-
-
-class Lock:
-    """One writer per run folder, for as long as this process lives.
-
-    POSIX record locks (`fcntl.lockf`) belong to the process and die with it; a `flock` would live on in a forked
-    loader worker. The lock is that of the folder and not of its name: see `check`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: int | None = None
-        self._lost = ""
-
-    def acquire(self, wait: float = 30.0) -> None:
-        """Take the lock.
-
-        Args:
-            wait: Seconds to wait for a dying holder.
-
-        Raises:
-            BusyError: Another process still holds it; the message says which.
-            StorageError: The disk refused.
-        """
-        give_up = time.monotonic() + wait
-        while self._file is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise StorageError(f"'{self.path}' cannot be locked: {reason(error)}.") from error
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file), self.path.stat()):
-                    self._file = file
-            except FileNotFoundError:
-                pass  # who held it has moved the folder away: the next one is that of the folder that is there then
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise StorageError(f"'{self.path}' cannot be locked: {reason(error)}.") from error
-                if time.monotonic() >= give_up:
-                    holder = os.pread(file, 200, 0).decode(errors="replace").strip()
-                    raise BusyError(
-                        f"'{self.path.parent}' is in use by {holder or 'another process'}: "
-                        "wait for it to end, stop it, or choose another folder with kit.run=runs/other."
-                    ) from None
-                time.sleep(0.2)
-            finally:
-                if self._file is None:
-                    os.close(file)
-        _held.add(self)
-        holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M')}"
-        with contextlib.suppress(OSError):  # it is locked without
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, holder.encode(), 0)
-
-    def check(self) -> None:
-        """Make sure that the folder of that name is the one that was locked; one that was deleted is made anew.
-
-        Raises:
-            MovedError: It was moved away, or was deleted and another process holds the one that is there now.
-        """
-        with _checking:
-            if not self._lost:
-                self._look()
-            if self._lost:
-                raise MovedError(self._lost)
-
-    def _look(self) -> None:
-        if self._file is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
-                return
-        if os.fstat(self._file).st_nlink:
-            self._lost = (
-                f"'{self.path.parent}' was moved to '{self._whereabouts()}' while training went on: what was saved is "
-                "there. To go on from it, move it back or choose it with kit.run=, and run again."
-            )
-            return
-        self.release()
-        try:
-            self.acquire(wait=0)
-        except BusyError as error:
-            self._lost = f"The run folder was deleted while training went on, and now {error}"
-            _held.add(self)
-
-    def _whereabouts(self) -> Path:
-        try:
-            return Path(os.readlink(f"/proc/self/fd/{self._file}")).parent
-        except OSError:
-            return Path("another place")
-
-    def __enter__(self) -> Lock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Give the lock back."""
-        _held.discard(self)
-        if self._file is not None:
-            os.close(self._file)  # closing any descriptor of the file drops a record lock
-            self._file = None
+def identity(path: Path) -> tuple[int, int, int]:
+    """Tell a published file from the one before: it is replaced as a whole and never written into."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns, state.st_size

@@ -11,8 +11,6 @@ from typing import Any
 from kit.errors import CheckpointError
 from kit.store import archive
 
-LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
-
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Read what a checkpoint says of itself; its tensors stay on the disk and nothing is executed.

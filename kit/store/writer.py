@@ -5,9 +5,8 @@ writes that copy to the disk. It waits for the disk only where it is told to: at
 model. There are two slots, so a snapshot can be taken while the one before is being written. Saves between epochs are
 skipped while the writer is busy; the others wait for a free slot.
 
-Where a save that may not fail finds no room, it takes it from what can be made again: the second names in `downloads`,
-which hold older checkpoints, and at last `previous.pt`. So the generation before is the reserve: no file is kept for
-that alone, and the last save of a run fits wherever there was room for two.
+A forced save that finds no room deletes what can be made again: the hard links in `downloads`, which keep older
+checkpoints alive, and at last `previous.pt`. So the last save of a run fits wherever there was room for two.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import StorageError
-from kit.store import checkpoint, disk as storage
-from kit.store.checkpoint import BEST, LATEST, PREVIOUS
-from kit.store.disk import DISK, Disk
+from kit.store import checkpoint
+from kit.store.disk import DISK, RESERVE, Disk, make_folder, make_room, publish
+from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.store.snapshot import FlatBuffer, Sections, StagingBuffer, TensorLayout
 
 SLOTS = 2
-SPARE = ("downloads/*.pt", f"checkpoints/{PREVIOUS}")  # in the run folder: what gives way to a save, the first first
 RECENT = 8  # saves that the interval is measured from
 
 
@@ -75,7 +73,7 @@ class Writer:
         Raises:
             StorageError: It has not.
         """
-        storage.make_room(self.folder.parent, size, self.disk)
+        make_room(self.folder.parent, size, self.disk)
 
     def allocate(self, layout: dict[str, list[TensorLayout]]) -> None:
         """Have the memory for snapshots made in the background, before it is needed."""
@@ -110,7 +108,7 @@ class Writer:
     def _affordable_s(self) -> float:
         """Seconds after the last save when another is paid for, with all that was spent on saves since the start.
 
-        Saves that may not be skipped can run up a debt: it thins the others out to a tenth, and no further.
+        Forced saves may exceed the budget; optional saves then slow down, to a tenth at most.
         """
         pace = self.save_s * 100 / self.max_cost_percent
         debt = (self.held_s + self.cpu_s) * 100 / self.max_cost_percent - (self._last - self._began)
@@ -125,7 +123,7 @@ class Writer:
         """Tell whether a save within an epoch is due, and the writer is free.
 
         Args:
-            pause: The last chance for a while, because validation follows: due as soon as it may cost.
+            pause: The last chance for a while, because validation follows: save if the budget allows.
         """
         if time.monotonic() - self._last < (self._affordable_s if pause else self.interval_s):
             return False
@@ -186,7 +184,7 @@ class Writer:
             self.held_s += time.monotonic() - began
 
     def rescue(self, path: Path, sections: Sections, build: Callable[[Sections], dict[str, Any]]) -> None:
-        """Publish a checkpoint anywhere else, when nothing is being written; training waits.
+        """Publish a checkpoint elsewhere, when nothing is being written; training waits.
 
         Args:
             path: Of the file.
@@ -197,11 +195,11 @@ class Writer:
             StorageError: There is no room either.
         """
         state = build({name: [tensor.detach().cpu() for tensor in each] for name, each in sections.items()})
-        storage.make_room(storage.make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
-        storage.publish(path, lambda file: checkpoint.write(state, file))
+        make_room(make_folder(path.parent), sum(t.nbytes for each in sections.values() for t in each))
+        publish(path, lambda file: checkpoint.write(state, file))
 
     def write_extra(self, path: Path, state: dict[str, Any], size: int) -> None:
-        """Publish a file that no resume needs, after what is being written; a full disk does without it.
+        """Publish a file that no resume needs, after what is being written; skipped when the disk is full.
 
         Args:
             path: Of the file.
@@ -212,8 +210,8 @@ class Writer:
         def write() -> None:
             cpu = time.thread_time()
             with suppress(StorageError):  # latest.pt, which is larger, tells of a full disk
-                storage.make_room(path.parent, size, self.disk)
-                storage.publish(path, lambda file: checkpoint.write(state, file), durable=False, disk=self.disk)
+                make_room(path.parent, size, self.disk)
+                publish(path, lambda file: checkpoint.write(state, file), durable=False, disk=self.disk)
             self.cpu_s += time.thread_time() - cpu
 
         self._pool.submit(write)
@@ -258,15 +256,15 @@ class Writer:
             self.best_map = state["best_map"]
 
     def _publish(self, name: str, state: dict[str, Any], size: int, must: bool) -> None:
-        """Publish a checkpoint, and take the room for one that must be from what can be made again."""
+        """Publish a checkpoint; a forced one may delete what can be made again."""
         if not self.folder.is_dir():
-            storage.make_folder(self.folder)  # deleted while training
+            make_folder(self.folder)  # deleted while training
         previous = self.folder / PREVIOUS if name == LATEST else None
-        spare, reserve = (self._spare(), 0) if must else (iter(()), storage.RESERVE + size // 4)
+        spare, reserve = (self._spare(), 0) if must else (iter(()), RESERVE + size // 4)
         while True:
             try:
-                storage.make_room(self.folder, size, self.disk, reserve)
-                storage.publish(
+                make_room(self.folder, size, self.disk, reserve)
+                publish(
                     self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
                 )
             except StorageError as error:
@@ -278,9 +276,11 @@ class Writer:
                 return
 
     def _spare(self) -> Iterator[Path]:
-        """Yield what gives way to a save; `previous.pt` only where it is not the only checkpoint."""
-        for pattern in SPARE if (self.folder / LATEST).exists() else SPARE[:1]:
-            yield from sorted(self.folder.parent.glob(pattern))
+        """Yield what a forced save may delete; `previous.pt` only where it is not the only checkpoint."""
+        files = RunFolder(self.folder.parent)
+        yield from sorted(files.downloads.glob("*.pt"))
+        if files.latest.exists() and files.previous.exists():
+            yield files.previous
 
 
 def _done() -> Future[None]:

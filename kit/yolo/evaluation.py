@@ -6,7 +6,6 @@ of them. What may change from session to session (`kit.config.FREE`: the device,
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import cv2
@@ -17,16 +16,17 @@ from ultralytics.models.yolo.obb import OBBValidator
 from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 
-from kit.config import FREE, Config, differences, from_dict, load
+from kit.config import Config, differences
 from kit.data import check, find
 from kit.data.find import DataSet
 from kit.errors import CheckpointError, DataError
 from kit.kaggle import session
 from kit.run import scores
 from kit.store import checkpoint, disk
-from kit.store.checkpoint import BEST
+from kit.store.folder import RunFolder
 from kit.text import plain
 from kit.yolo.models import open_best
+from kit.yolo.settings import MAY_CHANGE, from_dict, load
 from kit.yolo.setup import make_samples
 from kit.yolo.train import quiet
 
@@ -71,14 +71,15 @@ def evaluate(config: Config) -> dict[str, Any]:
         DataError: The data set is not here, or not for the run's classes.
     """
     quiet()
-    best = config.run_folder / "checkpoints" / BEST
+    files = RunFolder(config.run_folder)
+    best = files.best
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
     state = checkpoint.read(best, load=open_best)
     file = scores.fingerprint(best)
     run, task = from_dict(state["config"]), state["architecture"]["task"]
     dataset = _find_data(config, run, state["architecture"])
-    folder = disk.make_folder(config.run_folder / scores.FOLDER)
+    folder = disk.make_folder(files.results)
     validator = VALIDATORS[task](save_dir=folder, args=_arguments(config, run, state, dataset))
     model = state["model"].float()
     model.load_state_dict(state["ema_state_dict"])  # in full precision, as training validates it
@@ -91,7 +92,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         height, width = picture.shape[:2]
         scale = min(1.0, WIDTH / max(height, width))
         small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(folder / scores.PICTURE), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
+        cv2.imwrite(str(files.predictions), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     under = {"run_id": state["run_id"], "settings": run.train, "data": _contents(dataset, run, task)}
     found: dict[str, Any] = plain(
         {
@@ -105,8 +106,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             "before": _before(scores.read(config.run_folder), state, under),
         }
     )
-    text = json.dumps(found, indent=1).encode()
-    disk.publish(folder / scores.NAME, lambda out: out.write(text), durable=False)
+    disk.write_json(files.scores, found)
     return found
 
 
@@ -140,7 +140,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
     task, loop = state["architecture"]["task"], state["loop"]
     return {
         **run.train,
-        **{name: config.get(name) for name in FREE},
+        **{name: config.get(name) for name in MAY_CHANGE},
         **loop["decided"],
         "task": task,
         "mode": "val",

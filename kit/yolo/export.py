@@ -10,9 +10,9 @@ import torch
 import ultralytics
 from ultralytics.cfg import DEFAULT_CFG_DICT, TASK2METRIC
 
-from kit.config import from_dict
 from kit.store.checkpoint import plain
 from kit.yolo import models
+from kit.yolo.settings import from_dict
 
 
 def as_ultralytics(model: Any, args: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:

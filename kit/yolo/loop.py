@@ -18,14 +18,16 @@ from typing import Any
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from kit.config import differences, from_dict
+from kit.config import differences
 from kit.errors import DiedError, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
-from kit.store import checkpoint, disk
+from kit.store.folder import BEST, LATEST
+from kit.store.refusal import explain
 from kit.yolo.batches import Batches
 from kit.yolo.fitting import fitting
 from kit.yolo.recovery import Recovery
+from kit.yolo.settings import from_dict
 from kit.yolo.state import TrainerState
 from kit.yolo.upstream import OwnLoop
 
@@ -43,7 +45,7 @@ class Resumable(Recovery, Batches, OwnLoop):
         with suppress(OSError):  # it is not empty: somebody's own
             self.wdir.rmdir()  # the folder 'weights', which Ultralytics has made
         self.wdir = run.writer.folder
-        self.last, self.best = self.wdir / checkpoint.LATEST, self.wdir / checkpoint.BEST
+        self.last, self.best = self.wdir / LATEST, self.wdir / BEST
         for event in ("on_val_batch_start", "on_val_end"):
             self.add_callback(event, lambda _: self.poll_stop())
 
@@ -227,7 +229,7 @@ class Resumable(Recovery, Batches, OwnLoop):
         try:
             self.metrics = self._validated(lambda: self.validator(model=self.best))
         except OSError as error:
-            text = f"'{error.filename or self.best}' could not be read: {disk.reason(error)}."
+            text = f"'{error.filename or self.best}' could not be read: {explain(error)}."
             raise StorageError(f"The final evaluation is left to the next start: {text}") from error
         self.metrics.pop("fitness", None)
         self.epoch += 1  # loggers put these metrics one epoch further

@@ -28,7 +28,7 @@ from ultralytics.nn.tasks import (
 from ultralytics.utils.downloads import attempt_download_asset
 
 from kit.errors import CheckpointError, ModelError
-from kit.store import archive, disk
+from kit.store import archive
 from kit.store.checkpoint import shapes
 from kit.yolo.tasks import STOCK
 from kit.yolo.upstream import allowing_models, bare_trainer
@@ -60,7 +60,7 @@ def load_model(path: str) -> Any:
     try:
         file = Path(attempt_download_asset(path))
         archive.look_through(file)
-        disk.verify(file)
+        archive.verify(file)
         loaded, _ = torch_safe_load(path, safe_only=True)
         if "ema_state_dict" in loaded and "model" not in loaded:
             model = assemble(loaded, "ema_state_dict")

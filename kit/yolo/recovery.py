@@ -115,7 +115,7 @@ class Recovery(Reporting):
             return checkpoint.read(self.best, models.open_best)
         except CheckpointError as error:
             self.run.status.warn(str(error))
-            self.run.status.say(f"It was set aside as {disk.set_aside(self.best).name}")
+            self.run.status.say(f"It was set aside as {disk.quarantine(self.best).name}")
             return None
 
     def _roll_back(self, saved: dict[str, Any]) -> None:

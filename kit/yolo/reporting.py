@@ -11,7 +11,8 @@ from kit.data import check
 from kit.errors import KitError, Stopped, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.status import tell
-from kit.store import checkpoint, disk
+from kit.store import checkpoint
+from kit.store.lock import check_place
 from kit.yolo.saving import Saving
 from kit.yolo.state import versions
 
@@ -174,7 +175,7 @@ class Reporting(Saving):
         self._report_saves()
         self._compare_losses()
         if self.run.status.due():
-            disk.check_place(self.run.folder)
+            check_place(self.run.folder)
             saved = (self.run.writer.position or {}).get("global_step", 0)
             receipt = (
                 self.run.receipt.note(self.global_step, self.tloss or {}, saved) if self.run.config.kit.receipt else {}

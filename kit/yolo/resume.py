@@ -18,7 +18,7 @@ from kit.run import discovery
 from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.run.status import Status, read as news
 from kit.store import checkpoint, disk, peek
-from kit.store.checkpoint import BEST, LATEST, PREVIOUS
+from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.text import duration
 from kit.yolo import models, stock
 from kit.yolo.fitting import check, fitting
@@ -125,7 +125,7 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
         )
     if resume != "auto":
         _branch(found, bool(changed), config)
-    if found.path.parent != config.run_folder / "checkpoints":
+    if found.path.parent != RunFolder(config.run_folder).checkpoints:
         status.values["receipt"] = news(found.path.parent.parent).get("receipt")
     return found
 
@@ -136,7 +136,7 @@ def install(config: Config, found: Candidate, status: Status) -> None:
     Raises:
         StorageError: There is no room.
     """
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     latest, branched = folder / LATEST, found.state and found.state["progress"].get("branched")
     if branched and latest.exists() and found.path.parent == folder and found.path != latest:
         kept = folder / f"{LATEST}.{ABANDONED}"
@@ -148,8 +148,8 @@ def install(config: Config, found: Candidate, status: Status) -> None:
         disk.copy(found.path, arriving)  # before anything gives way to it
         for path in (folder / LATEST, folder / PREVIOUS):
             if path.exists():
-                status.say(f"{path.name} of the run folder was kept as {disk.set_aside(path, 'old').name}")
-        arriving.replace(folder / LATEST)
+                status.say(f"{path.name} of the run folder was kept as {disk.quarantine(path, 'old').name}")
+        disk.DISK.replace(arriving, folder / LATEST)
     _see_to_best(folder / BEST, found, status)
 
 
@@ -161,7 +161,7 @@ def _branch(found: Candidate, changed: bool, config: Config) -> None:
     """
     assert found.summary is not None
     assert found.state is not None
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     scanned = [each for each in discovery.scan(config.run_folder, config.restored_folder) if each.summary]
     rivals = [each for each in scanned if each.path.parent == folder or _same_run(each, found)]
     furthest = max((each.summary.order for each in rivals if each.summary), default=found.summary.order)
@@ -182,11 +182,11 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         seen = discovery.look(best, load=open_best)
         if seen.problem:
             status.warn(seen.problem)
-            status.say(f"It was set aside as {disk.set_aside(best).name}")
+            status.say(f"It was set aside as {disk.quarantine(best).name}")
         elif found.path.parent == best.parent or _same_best(seen, found):
             return
         else:
-            status.say(f"{best.name} of the run folder was kept as {disk.set_aside(best, 'old').name}")
+            status.say(f"{best.name} of the run folder was kept as {disk.quarantine(best, 'old').name}")
     if found.summary is None or found.summary.best_map is None:
         return
     for path in [*sorted(found.path.parent.glob(UPLOADED)), *sorted(session.inputs().rglob(UPLOADED))]:
@@ -210,7 +210,7 @@ def complete(config: Config, state: dict[str, Any]) -> bool:
 
 
 def _search(config: Config, identity: dict[str, Any], status: Status) -> Candidate | None:
-    folder = config.run_folder / "checkpoints"
+    folder = RunFolder(config.run_folder).checkpoints
     verdicts = discovery.judge(config, identity)
     taken = next((verdict.candidate for verdict in verdicts if verdict.taken), None)
     if not taken and (folder / BEST).exists():
@@ -221,7 +221,7 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
         status.warn(damaged.problem)
         if damaged.path.parent == folder:
-            status.say(f"It was set aside as {disk.set_aside(damaged.path).name}")
+            status.say(f"It was set aside as {disk.quarantine(damaged.path).name}")
     refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
     for verdict in refused[:SHOWN]:
         status.say(f"Not taken: {verdict.candidate.path} ({verdict.reason})")

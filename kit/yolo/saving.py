@@ -15,7 +15,8 @@ from kit.kaggle import session
 from kit.run import discovery
 from kit.run.discovery import ABANDONED
 from kit.store import disk
-from kit.store.checkpoint import LAST, LATEST, SLIM, plain
+from kit.store.checkpoint import plain
+from kit.store.folder import LATEST, RunFolder
 from kit.yolo.export import as_slim, as_ultralytics
 from kit.yolo.setup import Setup
 from kit.yolo.state import TrainerState
@@ -81,11 +82,11 @@ class Saving(Setup):
             if self.stop:
                 raise
         if self.stop:
-            self._write_model(self.run.folder / LAST, self.epoch + 1)
+            self._write_model(RunFolder(self.run.folder).last, self.epoch + 1)
         for kept in self.wdir.glob(f"{LATEST}.{ABANDONED}") if self.run.branch else ():
             line = discovery.look(kept, verify=False).summary
             if line and line.global_step < self.global_step:
-                kept.unlink(missing_ok=True)
+                disk.remove(kept)
 
     def _save_surely(self, epoch: int, batch: int, *, best: bool = False) -> None:
         """Save where no other save follows: without room into scratch, and then wait for room.
@@ -127,7 +128,7 @@ class Saving(Setup):
         sections, build = self.state.state_dict(epoch, batch)
         self.run.writer.save(sections, build, self.state.buffers, best=extra, wait=wait, began=began)
         if extra is not None:
-            self._write_model(self.run.folder / SLIM, epoch, extra)
+            self._write_model(RunFolder(self.run.folder).slim, epoch, extra)
 
     def _as_ultralytics(self) -> dict[str, Any]:
         args = {**vars(self.args), "data": self.run.data.get("path") or self.args.data}

@@ -18,12 +18,12 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, TASK2METRIC
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import IterableSimpleNamespace
 
-from kit.config import NOT_YOURS
 from kit.errors import CheckpointError
 from kit.run import order
-from kit.store import archive, checkpoint, disk
+from kit.store import archive, checkpoint
 from kit.store.checkpoint import plain
 from kit.yolo import models
+from kit.yolo.settings import RESERVED
 from kit.yolo.state import DECIDED, schedule, versions
 
 
@@ -35,7 +35,7 @@ def convert(path: Path) -> dict[str, Any] | None:
     """
     try:
         archive.look_through(path)
-        disk.verify(path)
+        archive.verify(path)
         saved = models.open_checkpoint(path)
         model: Any = saved.get("ema") or saved.get("model")
         args = saved["train_args"]
@@ -63,7 +63,7 @@ def convert(path: Path) -> dict[str, Any] | None:
         },
         "scaler_state_dict": saved["scaler"],
         "best_map": max(maps, default=best),
-        "config": {name: args[name] for name in DEFAULT_CFG_DICT if name not in NOT_YOURS},
+        "config": {name: args[name] for name in DEFAULT_CFG_DICT if name not in RESERVED},
         "progress": {
             "global_step": epoch,
             "batch": 0,

@@ -21,7 +21,6 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from kit import config as config_module
 from kit.config import Config
 from kit.data import check as datacheck, find
 from kit.data.find import DataSet
@@ -34,13 +33,16 @@ from kit.run.limit import Deadline
 from kit.run.run import Run
 from kit.run.status import Status
 from kit.store import checkpoint, disk
-from kit.store.disk import Lock
+from kit.store.folder import RunFolder
+from kit.store.lock import Lock
+from kit.store.refusal import explain
 from kit.text import duration
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
 from kit.yolo.resume import choose, complete, identify, install, task_of
+from kit.yolo.settings import from_dict
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
 from kit.yolo.tasks import STOCK
@@ -92,7 +94,7 @@ def train(
         if world.size > 1:
             overrides["device"] = device
         if resume == "never" and world.local_rank == 0:
-            disk.set_run_aside(config.run_folder)
+            disk.quarantine_run(config.run_folder)
         if world.size > world.local_size:
             ranks.elect_main(_steps(config, resume, identity) if world.local_rank == 0 else -1)
         run = _open(config, resume, identity, stop, ranks, stack, restarted)
@@ -147,10 +149,11 @@ def _open(
     limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
     if ranks.is_main:
         folder = config.run_folder
-        disk.make_folder(folder / "checkpoints")
-        stack.enter_context(Lock(folder / ".lock"))
-        disk.sweep(folder)
-        disk.sweep(folder / "checkpoints")
+        files = RunFolder(folder)
+        disk.make_folder(files.checkpoints)
+        stack.enter_context(Lock(files.lock))
+        disk.remove_leftovers(folder)
+        disk.remove_leftovers(files.checkpoints)
         before, status = status_module.read(folder), Status(folder)
         status.values["receipt"] = before.get("receipt")
         status.restore(restarted)
@@ -212,7 +215,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status, config = run.status, run.config
     overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
-        old = config_module.from_dict(run.resumed["config"])
+        old = from_dict(run.resumed["config"])
         with fitting(run.source):
             decided = run.resumed["loop"]["decided"]
             overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
@@ -224,7 +227,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
-            raise StorageError(f"'{run.folder}' cannot be written: {disk.reason(error)}.") from error
+            raise StorageError(f"'{run.folder}' cannot be written: {explain(error)}.") from error
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")

@@ -21,13 +21,14 @@ from kit.kaggle import session
 from kit.process import backups
 from kit.run.limit import Deadline
 from kit.store import checkpoint
+from kit.yolo.settings import schema
 from tests.help import training
 from tests.help.backups import wipe
 from tests.help.standins import Kaggle
 from tests.help.training import Child, differences, rows
 
 ROOT = session.REPOSITORY
-SETTINGS = config.Config({}, config.KitSettings(backup="s3://bucket"))
+SETTINGS = config.Config(schema(), {}, config.KitSettings(backup="s3://bucket"))
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def test_client_that_is_missing_is_asked_for_by_name(tmp_path: Path, values: dic
     if resume == "never":
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints/latest.pt").touch()
-    words = [*config.to_words({**values, "kit.backup": "kaggle://me/run"}), "--resume", resume]
+    words = [*config.to_args({**values, "kit.backup": "kaggle://me/run"}), "--resume", resume]
     child = Child(tmp_path / "working", words, PYTHONPATH=os.pathsep.join([str(ROOT), str(hook)]))
     assert child.wait() == 2, child.output()
     assert "error: kit.backup=kaggle://me/run cannot be used" in child.output()
@@ -279,7 +280,7 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
     process = hanging()
     try:
         began = time.monotonic()
-        backups.wait_for(process, config.Config({}, config.KitSettings(session_hours=1)), [], lambda: None)
+        backups.wait_for(process, config.Config(schema(), {}, config.KitSettings(session_hours=1)), [], lambda: None)
         assert process.poll() is None
         assert time.monotonic() - began < 5
     finally:
@@ -291,7 +292,7 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
 def test_last_upload_ends_with_the_session(monkeypatch: pytest.MonkeyPatch, left: float, expected: float) -> None:
     """Five minutes at most, and never beyond the limit."""
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 3600 + left))
-    limited = config.Config({}, config.KitSettings(backup="s3://bucket", session_hours=1))
+    limited = config.Config(schema(), {}, config.KitSettings(backup="s3://bucket", session_hours=1))
     assert abs(backups.time_left(limited) - expected) < 1
     assert backups.time_left(SETTINGS) == backups.LAST_S
 

@@ -22,6 +22,7 @@ from kit.errors import ConfigError, KitError
 from kit.kaggle import session
 from kit.run import discovery
 from kit.store.peek import read_facts
+from kit.yolo.settings import load
 from tests.help import samples
 from tests.help.backups import IDENTITY, Shelf, Unreachable, content, fetch, files, opened, wipe, write
 
@@ -43,7 +44,7 @@ def settings(place: Path) -> Config:
     (place / "images/1.png").touch()
     (place / "empty.yaml").write_text("{}")
     words = {"model": "yolov8n.yaml", "data": str(data), "kit.backup": f"file://{place}/store"}
-    return config.load(place / "empty.yaml", words)
+    return load(place / "empty.yaml", words)
 
 
 def test_empty_disk_gets_the_backup_and_its_best(place: Path, run: Path, settings: Config) -> None:
@@ -165,7 +166,7 @@ def test_backup_of_a_classification_run_is_found_by_its_folders(place: Path, run
     Backup(run, "s3://here", files(place)).step()
     wipe(place / "working")
     said: list[str] = []
-    fetch(config.load(place / "empty.yaml", words), "auto", opened(files(place)), said.append)
+    fetch(load(place / "empty.yaml", words), "auto", opened(files(place)), said.append)
     assert "step 7," in said[0]
 
 
@@ -210,12 +211,12 @@ def test_starts_at_the_same_time_all_find_the_backup(place: Path, run: Path, set
     Backup(run, "s3://here", files(place)).step()
     wipe(place / "working")
     script = (
-        "import sys; from kit import config; from kit.backup import restore, stores\n"
+        "import sys; from kit.yolo import settings as config; from kit.backup import restore, stores\n"
         f"settings = config.load({str(place / 'empty.yaml')!r}, sys.argv[1:])\n"
         "restore.fetch(settings, 'auto', stores.open_store, print)\n"
         "assert {path.name for path in settings.restored_folder.iterdir()} == {'latest.pt', 'best.pt'}\n"
     )
-    words = config.to_words({**settings.train, "kit.backup": settings.kit.backup})
+    words = config.to_args({**settings.train, "kit.backup": settings.kit.backup})
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [subprocess.Popen([sys.executable, "-c", script, *words], env=environment) for _ in range(4)]
     assert [process.wait() for process in started] == [0] * 4
@@ -334,9 +335,9 @@ def test_store_that_turns_the_key_away_ends_the_start(settings: Config) -> None:
 
 def test_store_that_hangs_is_given_up(place: Path, settings: Config) -> None:
     """The process ends itself in mid-call, whatever the client would catch."""
-    words = config.to_words({**settings.train, "kit.backup": "s3://a/b"})
+    words = config.to_args({**settings.train, "kit.backup": "s3://a/b"})
     script = (
-        "import time; from kit import config; from kit.backup import restore\n"
+        "import time; from kit.yolo import settings as config; from kit.backup import restore\n"
         "class Hanging:\n    def check(self):\n        while True:\n            try: time.sleep(100)\n"
         "            except BaseException: pass\n"
         "restore.LOOK_S = 1\n"

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from kit.backup.pins import sweep
+from kit.backup.pins import remove_leftovers
 from kit.backup.upload import Backup, report
 from kit.errors import CheckpointError
 from kit.kaggle import session
 from kit.run import discovery
-from kit.store import disk
+from kit.store import archive
 from kit.store.peek import read_facts
 from tests.help.backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
 from tests.help.samples import flip_weights, save, state
@@ -173,7 +173,7 @@ def test_second_names_of_a_process_that_was_killed_are_swept(run: Path) -> None:
     for number in (os.getpid(), 2**22 + 1):  # above the largest process number
         (run / f".backup-{number}").mkdir(parents=True)
         (run / f".backup-{number}/latest.pt").touch()
-    sweep(run)
+    remove_leftovers(run)
     assert [path.name for path in run.glob(".backup*")] == [f".backup-{os.getpid()}"]
 
 
@@ -362,8 +362,8 @@ def test_damaged_checkpoint_is_not_uploaded(run: Path) -> None:
 def test_file_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often its upload fails."""
     read = list[str]()
-    verify = disk.verify
-    monkeypatch.setattr(disk, "verify", lambda path: (read.append(path.name), verify(path)))
+    verify = archive.verify
+    monkeypatch.setattr(archive, "verify", lambda path: (read.append(path.name), verify(path)))
     write(run, 20, best=0.5)
     keeper = Backup(run, "s3://here", Shelf(fails=lambda call: call < 4), say=lambda line: None)
     while not keeper.step(last=True):

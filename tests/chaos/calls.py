@@ -149,16 +149,16 @@ def session(place: Path, values: dict[str, Any], at: int, kind: str) -> tuple[in
 def _child(place: Path, values: dict[str, Any], faults: Faults, writer: int) -> int:
     import torch
 
-    from kit import config
     from kit.errors import KitError
     from kit.yolo import train
+    from kit.yolo.settings import load
 
     torch.set_num_threads(1)
     log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(log, number)
     print(f"--- call {faults.at} {faults.kind}", flush=True)
-    checked = config.load(place / "empty.yaml", values)
+    checked = load(place / "empty.yaml", values)
     faults.install()
     try:
         train.train(checked)

@@ -75,7 +75,7 @@ def kill(folder: Path, first: int, seconds: float) -> tuple[int, bool]:
         told += more
     os.close(reader)
     torn = any(folder.glob(f".*{disk.TEMPORARY}"))
-    disk.sweep(folder)
+    disk.remove_leftovers(folder)
     step = look(folder / "latest.pt")
     assert step >= int(told.split()[-1]), "a checkpoint that was on the disk is gone"
     if (folder / "previous.pt").exists():

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from kit import config
 from kit.backup.files import Files
 from kit.backup.restore import fetch
 from kit.backup.stores import Store, open_store
@@ -34,6 +33,7 @@ from kit.backup.upload import Backup, read_news
 from kit.config import Config
 from kit.errors import KitError
 from kit.kaggle import session
+from kit.yolo.settings import load
 from tests.help import samples
 from tests.help.backups import IDENTITY, wipe
 from tests.help.standins import PAGE, Hub, Kaggle
@@ -155,7 +155,7 @@ class Life:
         (place / "images/1.png").touch()
         (place / "empty.yaml").write_text("{}")
         words = {"model": "yolov8n.yaml", "data": str(place / "data.yaml"), "kit.backup": address}
-        self.config: Config = config.load(place / "empty.yaml", words)
+        self.config: Config = load(place / "empty.yaml", words)
         for step, best in STEPS.items():
             for name, at in (("latest", step), ("best", 20 if step == 30 else step)):
                 state = samples.state(at, best_map=best, architecture=IDENTITY)

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from kit.store import disk as storage
-from kit.store.checkpoint import BEST, LATEST, PREVIOUS
 from kit.store.disk import Disk
+from kit.store.folder import BEST, LATEST, PREVIOUS
 from kit.store.writer import Writer
 from tests.store.test_writer import save, step
 

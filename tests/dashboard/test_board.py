@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import kit
-from kit import config
 from kit.config import Config
 from kit.dashboard import board as board_module
 from kit.dashboard.board import Board, Progress
 from kit.errors import ConfigError, CrashError, KitError
+from kit.yolo.settings import load
 from tests.help import runs
 
 
@@ -38,7 +38,7 @@ class Screen:
 @pytest.fixture
 def settings(place: Path) -> Config:
     """Of a run that has finished ten epochs."""
-    checked = config.load(None, {"model": "yolov8n.yaml", "data": "shapes"})
+    checked = load(None, {"model": "yolov8n.yaml", "data": "shapes"})
     runs.write(checked.run_folder, runs.status(updated=time.time() + 60), runs.rows(10))
     (checked.run_folder / "train.log").write_text("a line\n")
     return checked
@@ -146,7 +146,7 @@ def test_run_that_ended_with_an_error_is_shown_as_failed(settings: Config) -> No
 
 def test_run_that_never_began_leaves_the_word_to_the_error(place: Path) -> None:
     """A setting that the trainer refuses: neither an empty dashboard nor empty downloads stand over the box."""
-    screen, checked = Screen(), config.load(None, {"model": "yolov8n.yaml", "data": "shapes"})
+    screen, checked = Screen(), load(None, {"model": "yolov8n.yaml", "data": "shapes"})
     runs.write(checked.run_folder)
     board = Board("live", screen)
     board.follow("", checked)

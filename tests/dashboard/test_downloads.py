@@ -15,7 +15,6 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from kit.dashboard import downloads
 from kit.dashboard.board import render_downloads, show_downloads
 from kit.dashboard.downloads import Downloads, Item, link, peek, table
 from kit.store import checkpoint, disk
@@ -251,13 +250,3 @@ def test_without_a_front_end_the_paths_are_printed(run: Path, capsys: pytest.Cap
     assert re.search(
         r"best\.pt: \S+/best-e010-\w{8}\.pt \([\d.]+ kB, epoch 10, best mAP 0\.5000, sha256 \w{64}\)", printed
     )
-
-
-def test_constants_are_what_the_run_writes() -> None:
-    """The names of a run's files are said in one place each; this one must not drift."""
-    assert set(downloads.SOURCES) == {
-        f"checkpoints/{checkpoint.BEST}",
-        checkpoint.SLIM,
-        f"checkpoints/{checkpoint.LATEST}",
-        "results.csv",
-    }

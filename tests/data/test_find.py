@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kit import config
 from kit.data import description, find
 from kit.errors import DataError
 from kit.kaggle import session
+from kit.yolo.settings import load
 
 NAMES = {0: "cat", 1: "dog"}
 
@@ -592,7 +592,7 @@ def test_folders_of_images_and_labels_are_no_classes(place: Path) -> None:
 def test_model_or_task_tells_which_kind_is_wanted(settings: dict[str, str], expected: bool, tmp_path: Path) -> None:
     """Without opening the model."""
     (tmp_path / "empty.yaml").write_text("{}")
-    assert config.load(tmp_path / "empty.yaml", {**settings, "data": "auto"}).classifies is expected
+    assert load(tmp_path / "empty.yaml", {**settings, "data": "auto"}).classifies is expected
 
 
 # --- shapes

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import yaml
 
-from kit.config import load, to_words
+from kit.config import to_args
 from kit.data import shapes
 from kit.kaggle import session
+from kit.yolo.settings import load
 
 TINY = """
 nc: 3
@@ -153,7 +154,7 @@ def train(values: dict[str, Any], stop: Callable[[], str] = lambda: "", resume: 
 
 def start(place: Path, values: dict[str, Any], *arguments: str, **environment: str) -> Child:
     """Start the training that `train` does, in a process of its own."""
-    return Child(place, ["--config", str(_no_file()), *to_words(values), *arguments], **environment)
+    return Child(place, ["--config", str(_no_file()), *to_args(values), *arguments], **environment)
 
 
 def _no_file() -> Path:

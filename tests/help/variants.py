@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from kit import config
 from kit.parallel.world import World
 from kit.yolo import environment
+from kit.yolo.settings import load
 
 world = World.current()
 environment.prepare()
@@ -87,4 +87,4 @@ class Broken(Buckets):
 
 if __name__ == "__main__":
     slices.SlicedTrainer = globals()[sys.argv[1]]  # type: ignore[misc]
-    train.train(config.load(sys.argv[2], sys.argv[3:]), world=world)
+    train.train(load(sys.argv[2], sys.argv[3:]), world=world)

@@ -40,7 +40,7 @@ def start(place: Path, values: dict[str, Any], processes: int, **environment: st
     folders = {f"KIT_{name.upper()}": str(place / name) for name in ("working", "input", "scratch")}
     empty = place / "empty.yaml"
     empty.write_text("{}")
-    words = ["--config", str(empty), *config.to_words({**values, "kit.processes": processes})]
+    words = ["--config", str(empty), *config.to_args({**values, "kit.processes": processes})]
     return Child(place / "working", words, OMP_NUM_THREADS="1", **folders, **environment)
 
 
@@ -279,7 +279,7 @@ def start_machines(machines: list[Path]) -> list[subprocess.Popen[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
-    quick = ["-m", "kit", "train", "epochs=3", *config.to_words(EVERY_BATCH)]
+    quick = ["-m", "kit", "train", "epochs=3", *config.to_args(EVERY_BATCH)]
     for machine in machines:
         for folder in ("working", "input", "scratch"):
             (machine / folder).mkdir(exist_ok=True)
@@ -342,6 +342,6 @@ def variant(place: Path, name: str, values: dict[str, Any], processes: int = 2) 
     """Train to the end with one of the trainers in `variants.py`."""
     (place / "empty.yaml").write_text("{}")
     script = str(training.session.REPOSITORY / "tests/help/variants.py")
-    words = [script, name, str(place / "empty.yaml"), *config.to_words(values)]
+    words = [script, name, str(place / "empty.yaml"), *config.to_args(values)]
     process = torchrun(place, "--standalone", f"--nproc-per-node={processes}", *words)
     assert process.wait(300) == 0, (place / "output.txt").read_text()

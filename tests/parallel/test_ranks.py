@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kit import config
 from kit.errors import ConfigError, KitError, Stopped
 from kit.parallel.gradients import Gradients, add
 from kit.parallel.ranks import Ranks, split_slices, tree_reduce
@@ -19,6 +18,7 @@ from kit.parallel.world import World
 from kit.process import launch, torchrun
 from kit.run.order import EpochOrder, Sample, cut
 from kit.yolo.loop import Resumable
+from kit.yolo.settings import load
 from tests.help import training
 from tests.help.training import differences, rows, stop_at
 
@@ -291,7 +291,7 @@ def test_one_process_per_gpu_is_started(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     (place / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
-    assert launch.processes(config.load(place / "config.yaml", settings)) == count
+    assert launch.processes(load(place / "config.yaml", settings)) == count
 
 
 def test_stop_that_ends_all_before_training_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:

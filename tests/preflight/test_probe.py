@@ -12,6 +12,7 @@ import torch
 from kit.errors import ConfigError
 from kit.kaggle import gpu
 from kit.preflight import probe
+from kit.yolo.settings import load
 from tests.help import samples, training
 
 NO_IMAGE = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be ..."
@@ -129,13 +130,12 @@ def test_newest_checkpoint_is_verified(place: Path) -> None:
 
 def test_training_ends_before_anything_is_written_where_the_gpu_has_no_kernels(place: Path) -> None:
     """Exit code 2 and a sentence in the first second, instead of a traceback after set-up."""
-    from kit import config
     from kit.yolo import train
 
     def check(device: torch.device) -> None:
         gpu.check(GPU, failing(NO_IMAGE), FakeCuda(P100))
 
-    loaded = config.load(training._no_file(), training.settings(place))
+    loaded = load(training._no_file(), training.settings(place))
     with pytest.raises(ConfigError, match=r"Tesla P100-PCIE-16GB \(sm_60\) has no kernels in torch"):
         train.train(loaded, check=check)
     assert list((place / "working").iterdir()) == []
@@ -143,9 +143,8 @@ def test_training_ends_before_anything_is_written_where_the_gpu_has_no_kernels(p
 
 def test_training_starts_where_the_gpu_is_busy_for_a_moment(place: Path) -> None:
     """The check comes before the lock: who holds the GPU may be the run that is just ending."""
-    from kit import config
     from kit.yolo import train
 
-    loaded = config.load(training._no_file(), training.settings(place, epochs=1, val=False))
+    loaded = load(training._no_file(), training.settings(place, epochs=1, val=False))
     train.train(loaded, check=failing("CUDA out of memory"))
     assert (place / "working/runs/train/checkpoints/latest.pt").exists()

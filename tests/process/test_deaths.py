@@ -16,8 +16,8 @@ from kit.config import Config, KitSettings
 from kit.errors import DiedError
 from kit.kaggle import deaths, machine, session
 from kit.process.restarts import Restarts
-from kit.run import status
 from kit.yolo import recovery
+from kit.yolo.settings import schema
 from tests.help import training
 from tests.help.training import Child, differences, rows
 from tests.parallel.test_processes import gone, pids, start, wait_for_step
@@ -187,13 +187,13 @@ def test_rank_that_loses_a_worker_is_started_again_with_the_others(place: Path) 
 
 def judged(place: Path, first: dict[str, Any], second: dict[str, Any], asked: bool = False, **kit: Any) -> list[str]:
     """Return what is said of two deaths, each with what the run said last."""
-    settings = Config({}, KitSettings(**kit))
+    settings = Config(schema(), {}, KitSettings(**kit))
     settings.run_folder.mkdir(parents=True, exist_ok=True)
     restarts, lines = Restarts(settings, "auto"), []
     for values in (first, second):
         restarts.begin()
         known = {"updated": time.time(), "elapsed_s": 100.0, "batches": 10, **values}
-        (settings.run_folder / status.NAME).write_text(config.json.dumps(known))
+        (settings.run_folder / "status.json").write_text(config.json.dumps(known))
         error = restarts.judge(DiedError("It died. Sad.", deaths.AGAIN), asked)
         lines.append(str(error) if error else restarts.warnings[-1])
     return lines

@@ -17,6 +17,7 @@ from kit.config import Config, KitSettings
 from kit.process import bounds, launch
 from kit.process.children import Bounds
 from kit.run import limit, status
+from kit.yolo.settings import schema
 from tests.help import training
 from tests.help.training import Child
 from tests.parallel.test_processes import gone, start
@@ -98,7 +99,7 @@ def test_data_set_among_the_inputs_that_is_a_pipe_is_passed_over(place: Path) ->
     assert child.process.wait(120) == 0, child.output()
 
 
-@pytest.mark.parametrize("at", ["kit.data.check check", "kit.store.disk sweep"])
+@pytest.mark.parametrize("at", ["kit.data.check check", "kit.store.disk remove_leftovers"])
 def test_stop_ends_what_hangs_before_training(place: Path, at: str) -> None:
     """Wherever: nothing was trained yet, so nothing is lost."""
     module, name = at.split()
@@ -177,7 +178,7 @@ def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: 
             os.kill(news["pid"], signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = launch.run(training._no_file(), config.to_words(values), follow=follow)
+    outcome = launch.run(training._no_file(), config.to_args(values), follow=follow)
     assert outcome.code == 75
     assert not Path(f"/proc/{frozen[0]}").exists()
     assert training.read(latest)["epoch"] >= 1  # the second epoch's may be in writing yet
@@ -194,20 +195,20 @@ def test_limit_ends_what_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ).items():
         monkeypatch.setenv(name, value)
     values = training.settings(place, **{"kit.session_hours": 1})
-    outcome = launch.run(training._no_file(), config.to_words(values))
+    outcome = launch.run(training._no_file(), config.to_args(values))
     assert outcome.code == 75
     assert "The session's limit is near" in (outcome.folder / "train.log").read_text()
 
 
 def test_time_to_answer_grows_with_what_a_step_and_a_save_take(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large model on a CPU may take minutes, and a process that waits for room gives signs of life."""
-    settings = Config({}, KitSettings())
+    settings = Config(schema(), {}, KitSettings())
     settings.run_folder.mkdir(parents=True)
     limits, now = Bounds(settings), time.time()
     assert not limits.hangs(now - 50, 0.0)
     assert limits.hangs(now - 70, 0.0)
     assert not limits.hangs(now - 70, now - 10)
-    (settings.run_folder / status.NAME).write_text('{"stop_s": 100}')
+    (settings.run_folder / "status.json").write_text('{"stop_s": 100}')
     assert not limits.hangs(now - 350, 0.0)
     assert limits.hangs(now - 370, 0.0)
     assert not limits.over()
@@ -219,7 +220,7 @@ def test_limit_is_over_when_training_should_have_left(
 ) -> None:
     """A minute before the end; but each session has ten minutes for a step."""
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 9 * 3600 + left))
-    settings = Config({}, KitSettings(session_hours=9))
+    settings = Config(schema(), {}, KitSettings(session_hours=9))
     assert not Bounds(settings).over()
     monkeypatch.setattr(bounds, "FIRST_S", -1.0)
     assert Bounds(settings).over() is over

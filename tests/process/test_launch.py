@@ -33,7 +33,7 @@ def values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def words(values: dict[str, Any], **changes: Any) -> list[str]:
-    return ["--config", str(ROOT / "configs/quickstart.yaml"), *config.to_words({**values, **changes})]
+    return ["--config", str(ROOT / "configs/quickstart.yaml"), *config.to_args({**values, **changes})]
 
 
 def finished(tmp_path: Path, values: dict[str, Any], **changes: Any) -> dict[str, Any]:

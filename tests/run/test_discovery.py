@@ -14,6 +14,7 @@ from kit.config import Config
 from kit.errors import MismatchError
 from kit.run import discovery
 from kit.run.discovery import Candidate, Verdict
+from kit.yolo.settings import schema
 from tests.help import samples
 from tests.help.samples import save, state
 
@@ -28,7 +29,7 @@ def run(place: Path) -> Path:
 
 def judge(**settings: Any) -> list[Verdict]:
     """Return the verdicts for a run with these settings."""
-    return discovery.judge(Config(settings), IDENTITY)
+    return discovery.judge(Config(schema(), settings), IDENTITY)
 
 
 def taken(verdicts: list[Verdict]) -> Path | None:
@@ -254,7 +255,7 @@ def test_attached_checkpoint_of_the_same_settings_is_preferred(place: Path) -> N
     right = save(place / "input/b/latest.pt", state(10, config={"lr0": 0.25}))
     assert taken(judge(lr0=0.25)) == right
     assert taken(judge(lr0=0.125)) == other
-    assert discovery.changes(judge(lr0=0.125)[0].candidate, Config({"lr0": 0.125})) != []
+    assert discovery.changes(judge(lr0=0.125)[0].candidate, Config(schema(), {"lr0": 0.125})) != []
 
 
 def test_no_file_is_read_to_its_end_that_cannot_change_the_choice(place: Path, run: Path) -> None:

@@ -60,7 +60,7 @@ def test_any_number_of_training_becomes_plain_json(tmp_path: Path) -> None:
         best=float("-inf"),
         rows=[{"map": numpy.float32(0.5), "count": numpy.int64(3)}, (torch.tensor(0.25), None, True, "text")],
     )
-    values = json.loads((tmp_path / status.NAME).read_text(), parse_constant=pytest.fail)
+    values = json.loads((tmp_path / "status.json").read_text(), parse_constant=pytest.fail)
     assert values["loss"] is None
     assert values["best"] is None
     assert values["rows"] == [{"map": 0.5, "count": 3}, [0.25, None, True, "text"]]
@@ -68,10 +68,10 @@ def test_any_number_of_training_becomes_plain_json(tmp_path: Path) -> None:
 
 def test_disk_that_refuses_does_not_end_training(tmp_path: Path) -> None:
     """What could not be written is written the next time."""
-    (tmp_path / status.NAME).mkdir()  # a rename onto a folder fails
+    (tmp_path / "status.json").mkdir()  # a rename onto a folder fails
     said = Status(tmp_path)
     said.update(now=True, epoch=1)
-    (tmp_path / status.NAME).rmdir()
+    (tmp_path / "status.json").rmdir()
     said.update(now=True)
     assert status.read(tmp_path)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
@@ -82,7 +82,7 @@ def test_disk_that_refuses_does_not_end_training(tmp_path: Path) -> None:
 )
 def test_unreadable_progress_is_empty(tmp_path: Path, raw: bytes) -> None:
     """A reader never stumbles over a torn or foreign file, or takes long over a huge one."""
-    (tmp_path / status.NAME).write_bytes(raw)
+    (tmp_path / "status.json").write_bytes(raw)
     assert status.read(tmp_path) == {}
 
 

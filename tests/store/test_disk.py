@@ -18,8 +18,8 @@ import pytest
 
 from kit.errors import BusyError, CheckpointError, MovedError, StorageError
 from kit.kaggle import session
-from kit.store import disk as storage
-from kit.store.disk import Lock
+from kit.store import archive, disk as storage
+from kit.store.lock import Lock
 from tests.help import samples
 from tests.help.fakes import FailingDisk, FullDisk, SickDisk
 
@@ -175,7 +175,7 @@ def test_process_that_dies_at_any_disk_call_leaves_whole_files_at_the_names(tmp_
     for at, folder, child in children:
         child.communicate()
         assert child.returncode == 9
-        storage.sweep(folder)
+        storage.remove_leftovers(folder)
         after = content(folder)
         assert after.pop("latest.pt") == ("old" if at <= renamed else "new")
         assert after in ({"previous.pt": "oldest"}, {"previous.pt": "old"})
@@ -204,7 +204,7 @@ def test_sweep_removes_temporary_files_and_nothing_else(folder: Path) -> None:
     """What a killed process was still writing goes; everything with a name of its own stays."""
     for name in (".latest.pt.123.tmp", ".latest.pt.123.link.tmp", "notes.tmp", ".hidden"):
         (folder / name).write_text("x")
-    storage.sweep(folder)
+    storage.remove_leftovers(folder)
     assert set(content(folder)) == {"latest.pt", "previous.pt", "notes.tmp", ".hidden"}
 
 
@@ -263,11 +263,11 @@ def test_file_set_aside_never_overwrites_another(tmp_path: Path) -> None:
     """Each file and each folder that is set aside gets a name that is free."""
     for text in ("first", "second", "third"):
         (tmp_path / "latest.pt").write_text(text)
-        storage.set_aside(tmp_path / "latest.pt")
+        storage.quarantine(tmp_path / "latest.pt")
     assert content(tmp_path) == {"latest.pt.bad": "first", "latest.pt.bad2": "second", "latest.pt.bad3": "third"}
     for _ in range(2):
         (tmp_path / "run").mkdir()
-        storage.set_aside(tmp_path / "run")
+        storage.quarantine(tmp_path / "run")
     assert (tmp_path / "run-1").is_dir()
     assert (tmp_path / "run-2").is_dir()
 
@@ -275,11 +275,11 @@ def test_file_set_aside_never_overwrites_another(tmp_path: Path) -> None:
 def test_run_folder_is_set_aside_only_when_it_holds_checkpoints(tmp_path: Path) -> None:
     """An empty run folder stays where it is; one with checkpoints moves whole."""
     run = tmp_path / "train"
-    assert storage.set_run_aside(run) is None
+    assert storage.quarantine_run(run) is None
     (run / "checkpoints").mkdir(parents=True)
-    assert storage.set_run_aside(run) is None
+    assert storage.quarantine_run(run) is None
     (run / "checkpoints" / "latest.pt").write_text("good")
-    moved = storage.set_run_aside(run)
+    moved = storage.quarantine_run(run)
     assert moved == tmp_path / "train-1"
     assert (moved / "checkpoints" / "latest.pt").read_text() == "good"
     assert not run.exists()
@@ -296,7 +296,7 @@ def good(tmp_path: Path) -> Path:
 
 def test_whole_checkpoint_is_verified(good: Path) -> None:
     """What `torch.save` wrote has the right checksums."""
-    storage.verify(good)
+    archive.verify(good)
 
 
 def test_file_cut_off_anywhere_is_noticed(good: Path) -> None:
@@ -307,7 +307,7 @@ def test_file_cut_off_anywhere_is_noticed(good: Path) -> None:
     for length in sorted(lengths | set(range(0, len(raw), 97))):
         good.write_bytes(raw[:length])
         with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
-            storage.verify(good)
+            archive.verify(good)
 
 
 def test_file_whose_tail_was_never_written_is_noticed(good: Path) -> None:
@@ -316,7 +316,7 @@ def test_file_whose_tail_was_never_written_is_noticed(good: Path) -> None:
     for length in (0, len(raw) // 2, len(raw) - 100):
         good.write_bytes(raw[:length] + bytes(len(raw) - length))
         with pytest.raises(CheckpointError):
-            storage.verify(good)
+            archive.verify(good)
 
 
 def test_flipped_bit_inside_any_record_is_noticed_and_the_record_named(good: Path) -> None:
@@ -325,9 +325,9 @@ def test_flipped_bit_inside_any_record_is_noticed_and_the_record_named(good: Pat
         for byte in {offset, offset + size // 2, offset + size - 1}:
             samples.flip(good, byte, bit=byte % 8)
             with pytest.raises(CheckpointError, match=f"is damaged: the checksum of its record '{name}'"):
-                storage.verify(good)
+                archive.verify(good)
             samples.flip(good, byte, bit=byte % 8)
-    storage.verify(good)
+    archive.verify(good)
 
 
 def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
@@ -336,7 +336,7 @@ def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
     for position in range(8 * start, 8 * good.stat().st_size):
         samples.flip(good, position // 8, position % 8)
         try:
-            storage.verify(good)
+            archive.verify(good)
         except CheckpointError:
             pass
         finally:
@@ -351,15 +351,15 @@ def test_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "latest.pt"
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
-        storage.verify(path)
+        archive.verify(path)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     """Nothing at the name, or a folder: one sentence each."""
     with pytest.raises(CheckpointError, match="does not exist"):
-        storage.verify(tmp_path / "none.pt")
+        archive.verify(tmp_path / "none.pt")
     with pytest.raises(CheckpointError):
-        storage.verify(tmp_path)
+        archive.verify(tmp_path)
 
 
 # --- lock
@@ -369,7 +369,7 @@ HOLD = """
 import os, sys
 from pathlib import Path
 from kit.errors import BusyError
-from kit.store.disk import Lock
+from kit.store.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 try:
     lock.acquire(wait=0)
@@ -550,5 +550,5 @@ def test_leftover_that_cannot_be_removed_waits_for_the_next_start(tmp_path: Path
     """A folder stands in for a file that the disk keeps."""
     (tmp_path / f".stuck{storage.TEMPORARY}").mkdir()
     (tmp_path / f".old{storage.TEMPORARY}").touch()
-    storage.sweep(tmp_path)
+    storage.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f".stuck{storage.TEMPORARY}"]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from kit import config
 from kit.errors import CheckpointError, ModelError, Stopped
 from kit.yolo import evaluation, models
+from kit.yolo.settings import load
 from tests.help import samples, training
 from tests.help.training import STEPS, acting, stop_at
 from tests.store.test_archive import repack
@@ -136,7 +136,7 @@ def test_damaged_best_is_not_measured(place: Path, damage: Callable[[Path], None
     training.train(values)
     damage(place / "working/runs/train/checkpoints/best.pt")
     with pytest.raises(CheckpointError, match=r"best\.pt' (is|holds) "):
-        evaluation.evaluate(config.load(training._no_file(), values))
+        evaluation.evaluate(load(training._no_file(), values))
 
 
 @pytest.mark.parametrize("damage", [lose_a_number_of_the_average, make_latest])

@@ -15,10 +15,11 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit import cli, config
+from kit import cli
 from kit.errors import CheckpointError, MismatchError, ModelError, Stopped
 from kit.kaggle import session
 from kit.yolo import models
+from kit.yolo.settings import load
 from tests.help import training
 from tests.help.training import STEPS, Killed, differences, kill_at, rows, stop_at
 from tests.yolo.test_surroundings import rewrite
@@ -333,7 +334,7 @@ def test_task_is_that_of_the_model(place: Path, task: str) -> None:
     training.train({**values, "kit.run": "runs/first"})
     model = shutil.copy(place / "working/runs/first/checkpoints/best.pt", place / "mine.pt")
     values = {**values, "model": str(model), "epochs": 2}
-    assert config.load(training._no_file(), values).classifies is (task == "classify"), "what the launcher looks for"
+    assert load(training._no_file(), values).classifies is (task == "classify"), "what the launcher looks for"
     with pytest.raises(Stopped):
         training.train(values, stop_at(2))
     Path(model).unlink()

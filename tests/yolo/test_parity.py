@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit.config import load
 from kit.data import find
 from kit.kaggle import session
 from kit.run import order
 from kit.run.status import Status
 from kit.yolo import resume
 from kit.yolo.loop import Run
+from kit.yolo.settings import load
 from kit.yolo.setup import Setup
 from kit.yolo.train import TRAINERS, quiet
 from tests.help import training

@@ -25,6 +25,7 @@ from kit.kaggle import session
 from kit.process import launch
 from kit.run import scores
 from kit.yolo import evaluation, models, setup
+from kit.yolo.settings import load
 from tests.help import training
 
 LEARNS = {  # enough from twelve images for a mAP that settings change
@@ -78,7 +79,7 @@ def trained(place: Path, **changes: Any) -> Config:
     """Train a quick run and return its settings."""
     values = training.settings(place, **changes)
     training.train(values)
-    return config.load(training._no_file(), values)
+    return load(training._no_file(), values)
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
@@ -132,7 +133,7 @@ def test_measure_agrees_with_the_one_that_chose_the_best_model(
     if task != "classify":
         add_test_images(Path(values["data"]))
     state = training.train(values)
-    checked = config.load(training._no_file(), values)
+    checked = load(training._no_file(), values)
     value = next(iter(evaluation.evaluate(checked)["measures"].values()))
     assert value == pytest.approx(state["history"][-1][TASK2METRIC[task]], abs=2e-3)
     assert value > 0.01
@@ -159,7 +160,7 @@ def test_images_are_padded_as_training_pads_them(place: Path, task: str, monkeyp
     monkeypatch.setattr(setup, "make_samples", make_samples)
     monkeypatch.setattr(evaluation, "make_samples", make_samples)
     training.train(values)
-    evaluation.evaluate(config.load(training._no_file(), values))
+    evaluation.evaluate(load(training._no_file(), values))
     assert shapes == [shapes[0]] * 2
     assert len(shapes[0]) == (1 if task == "detect" else 2)
 
@@ -173,7 +174,7 @@ def test_coco_is_measured_as_in_training(place: Path, taught: Callable[[str], Pa
     listed.write_text("\n".join(map(str, images)))
     data.write_text(data.read_text().replace("val: images/val", f"val: {listed}"))
     training.train(values)
-    checked = config.load(training._no_file(), values)
+    checked = load(training._no_file(), values)
     assert evaluation.evaluate(checked)["images"] == 4
     assert not (checked.run_folder / "results/predictions.json").exists()
 
@@ -184,24 +185,24 @@ def test_run_is_measured_with_its_own_settings_whatever_is_given(
     """The default config names another data set, of the same classes, and another model; the run's own hold."""
     values = training.settings(place, start=taught("detect"), **TAUGHT, conf=0.2)
     training.train(values)
-    found = evaluation.evaluate(config.load(training._no_file(), values))
-    assert evaluation.evaluate(config.load()) == found
+    found = evaluation.evaluate(load(training._no_file(), values))
+    assert evaluation.evaluate(load()) == found
     other = {"conf": 0.5, "imgsz": 32, "batch": 1, "data": values["data"], "model": "yolov8n.yaml"}
-    assert evaluation.evaluate(config.load(training._no_file(), other)) == found
+    assert evaluation.evaluate(load(training._no_file(), other)) == found
 
 
 def test_data_set_that_was_given_counts_where_its_classes_are_those_of_the_run(place: Path) -> None:
     """It may lie in another folder in this session; that of another run is refused."""
     values = training.settings(place, epochs=1)
     training.train(values)
-    found = evaluation.evaluate(config.load(training._no_file(), values))
+    found = evaluation.evaluate(load(training._no_file(), values))
     moved = (place / "shapes-detect").rename(place / "moved") / "data.yaml"
-    given = config.load(training._no_file(), {**values, "data": str(moved)})
+    given = load(training._no_file(), {**values, "data": str(moved)})
     assert evaluation.evaluate(given) == found
     with pytest.raises(
         DataError, match=r"cannot be measured\. The data set '.*shapes-detect/data\.yaml' cannot be read"
     ):
-        evaluation.evaluate(config.load(training._no_file(), values))
+        evaluation.evaluate(load(training._no_file(), values))
     moved.write_text(moved.read_text().replace("circle", "ring"))
     with pytest.raises(
         DataError, match=r"The data set '.*moved/data\.yaml' has other classes than the run\. Give data="
@@ -215,7 +216,7 @@ def test_data_set_without_the_split_of_the_run_is_one_sentence(place: Path) -> N
     plain = Path(values["data"]).read_text()
     add_test_images(Path(values["data"]))
     training.train(values)
-    checked = config.load(training._no_file(), values)
+    checked = load(training._no_file(), values)
     evaluation.evaluate(checked)
     assert "4 test images" in results.render(checked.run_folder)[1]
     Path(values["data"]).write_text(plain)
@@ -266,7 +267,7 @@ def test_validation_with_other_settings_is_not_compared_with(place: Path) -> Non
     values = training.settings(place, **LEARNS | {"val": True, "max_det": 1})
     state = training.train(values)
     rows = {row["epoch"]: row["metrics/mAP50-95(B)"] for row in state["history"]}
-    found = evaluation.evaluate(config.load(training._no_file(), values))
+    found = evaluation.evaluate(load(training._no_file(), values))
     earlier = {epoch: value for epoch, value in rows.items() if epoch < found["epoch"]}
     assert found["before"] == {
         "epoch": max(earlier, key=earlier.__getitem__),
@@ -276,7 +277,7 @@ def test_validation_with_other_settings_is_not_compared_with(place: Path) -> Non
 
     branch = {**values, "max_det": 300, "epochs": 41}
     training.train(branch, resume=str(session.working() / "runs/train/checkpoints/latest.pt"))
-    found = evaluation.evaluate(config.load(training._no_file(), branch))
+    found = evaluation.evaluate(load(training._no_file(), branch))
     assert (found["epoch"], found["before"]) == (41, None)
 
 
@@ -292,7 +293,7 @@ def test_measure_of_an_earlier_version_is_made_again(place: Path) -> None:
 def test_measuring_is_done_once_for_each_best_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cell shows what is kept; with another best.pt it is measured again, in a child."""
     checked = trained(place, epochs=1)
-    words = config.to_words(training.settings(place, epochs=1))
+    words = config.to_args(training.settings(place, epochs=1))
     path = str(training._no_file())
     assert launch.measure(path, words) == checked.run_folder
     kept = (checked.run_folder / "results/results.json").stat().st_mtime_ns
@@ -310,7 +311,7 @@ def test_run_without_a_best_model_says_so_and_stops_no_notebook(
     """A batch run that left before its first validation still ends well."""
     values = training.settings(place)
     with pytest.raises(CheckpointError, match=r"There is no '.*best\.pt' yet: the first validation writes it"):
-        launch.measure(training._no_file(), config.to_words(values))
+        launch.measure(training._no_file(), config.to_args(values))
     kit.results(training._no_file(), **values)
     assert "the first validation writes it" in capsys.readouterr().out
 
@@ -321,7 +322,7 @@ def test_session_that_is_about_to_end_is_left_in_time(place: Path, monkeypatch: 
     training.train(values)
     monkeypatch.setenv("KIT_SESSION_START", "0")
     with pytest.raises(Stopped, match="no time left in this session"):
-        launch.measure(training._no_file(), config.to_words({**values, "kit.session_hours": 1}))
+        launch.measure(training._no_file(), config.to_args({**values, "kit.session_hours": 1}))
 
 
 def test_damaged_best_model_is_one_sentence(place: Path) -> None:
@@ -330,14 +331,14 @@ def test_damaged_best_model_is_one_sentence(place: Path) -> None:
     with open(checked.run_folder / "checkpoints/best.pt", "r+b") as file:
         file.truncate(1000)
     with pytest.raises(kit.KitError, match=r"^'.*best\.pt' is not a whole checkpoint"):
-        launch.measure(training._no_file(), config.to_words(training.settings(place, epochs=1)))
+        launch.measure(training._no_file(), config.to_args(training.settings(place, epochs=1)))
 
 
 def test_command_prints_what_was_measured(place: Path) -> None:
     """`python -m kit results`, and as JSON."""
     values = training.settings(place, epochs=1)
     training.train(values)
-    command = [sys.executable, "-m", "kit", "results", "--config", str(training._no_file()), *config.to_words(values)]
+    command = [sys.executable, "-m", "kit", "results", "--config", str(training._no_file()), *config.to_args(values)]
     environment = {**os.environ, "PYTHONPATH": str(session.REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "mAP50-95: " in done.stdout

@@ -1,0 +1,128 @@
+"""The settings that Ultralytics has, without importing it (and so torch): read from its `default.yaml`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kit import config
+from kit.config import Config, Schema
+from kit.errors import ConfigError
+from kit.store import peek
+
+KNOWN = re.compile(r"(yolo|rtdetr)[\w-]*")  # a model of Ultralytics' without a suffix
+RESERVED = {  # the kit's own business, with the way to the same end
+    "resume": "use --resume auto, never or FILE",
+    "project": "use kit.run=runs/NAME",
+    "name": "use kit.run=runs/NAME",
+    "save_dir": "use kit.run=runs/NAME",
+    "mode": "the kit only trains",
+    "time": "it rewrites the schedule as it goes; use kit.session_hours to stop in time and go on later",
+    "compile": "compiled kernels are not the same from session to session, which would cost exact resume",
+    "distill_model": "the teacher's state is not part of a checkpoint, which would cost exact resume",
+    "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
+    "cfg": "use --config FILE",
+    "save": "the kit always saves, that is what a resume needs",
+    "augmentations": "transforms are Python objects, which no checkpoint keeps; use hsv_h, mosaic, mixup and the like",
+    "end2end": "it is part of the model: write it into the description (.yaml) that model= names",
+}
+MAY_CHANGE = {"epochs", "patience", "workers", "device", "cache"}  # from session to session: they change no bit
+MAY_CHANGE |= {"task", "data"}  # what they name is compared by what it is
+MAY_CHANGE |= {
+    "save_period",
+    "val",
+    "plots",
+    "verbose",
+    "profile",
+    "exist_ok",
+    "show_labels",
+    "show_conf",
+    "show_boxes",
+}
+MAY_CHANGE |= {"line_width", "save_json", "save_txt", "save_conf", "save_crop", "save_frames", "show", "visualize"}
+MAY_CHANGE |= {"source", "vid_stride", "stream_buffer", "embed", "retina_masks", "tracker"}  # of a prediction
+MAY_CHANGE |= {"format", "optimize", "dynamic", "simplify", "opset", "workspace", "nms"}  # of an export
+CHANGE_BITS = {"model", "batch", "imgsz", "pretrained", "cls_remap", "optimizer", "seed", "deterministic", "single_cls"}
+CHANGE_BITS |= {"rect", "cos_lr", "close_mosaic", "amp", "fraction", "freeze", "multi_scale", "channels_last"}
+CHANGE_BITS |= {"overlap_mask", "mask_ratio", "dropout", "classes", "nbs"}
+CHANGE_BITS |= {
+    "split",
+    "conf",
+    "iou",
+    "max_det",
+    "dnn",
+    "augment",
+    "agnostic_nms",
+}  # of validation: which model is best
+CHANGE_BITS |= {"lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr"}
+CHANGE_BITS |= {"dis", "box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"}
+CHANGE_BITS |= {"hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"}
+CHANGE_BITS |= {"bgr", "mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"}
+OPTIMIZERS = ("Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD", "MuSGD", "auto")
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "optimizer": (lambda value: value.lower() in map(str.lower, OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}"),
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "epochs": (lambda value: value >= 1, "at least 1"),
+    "workers": (lambda value: value >= 0, "0 or more"),
+    "nbs": (lambda value: value >= 1, "at least 1"),
+    "close_mosaic": (lambda value: value >= 0, "0 or more"),
+}
+
+
+def load(path: str | Path | None = None, settings: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Read and check a config, as `kit.config.load` does, by Ultralytics' settings."""
+    checked = config.load(schema(), path, settings)
+    model = str(checked.get("model"))
+    if KNOWN.fullmatch(model) and not Path(model).exists():  # as Ultralytics completes its own models' names
+        return replace(checked, train={**checked.train, "model": f"{model}.pt"})
+    return checked
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Rebuild the config that a checkpoint holds."""
+    return config.from_dict(schema(), values)
+
+
+@functools.cache
+def schema() -> Schema:
+    """Return the settings that Ultralytics has."""
+    return Schema(defaults(), RESERVED, frozenset(MAY_CHANGE), classifies, LIMITS)
+
+
+@functools.cache
+def defaults() -> dict[str, tuple[Any, frozenset[str]]]:
+    """Return name -> (default, types) of Ultralytics' settings, from the file that documents them.
+
+    Its lines read `epochs: 100 # (int) number of epochs to train for`.
+
+    Raises:
+        ConfigError: ultralytics is not installed.
+    """
+    spec = importlib.util.find_spec("ultralytics")
+    if spec is None or spec.origin is None:
+        raise ConfigError("ultralytics is not installed: run `pip install -r requirements.txt`.")
+    text = (Path(spec.origin).parent / "cfg" / "default.yaml").read_text(encoding="utf-8")
+    types = {
+        match[1]: frozenset(re.split(r"[|,\s]+", match[2])) | ({"optional"} if "optional" in match[2] else set())
+        for match in re.finditer(r"^(\w+):.*?#\s*\(([^)]*)\)", text, re.MULTILINE)
+    }
+    types["auto_augment"] |= {"optional"}  # Ultralytics knows none, and does not say so
+    return {name: (value, types.get(name, frozenset())) for name, value in yaml.safe_load(text).items()}
+
+
+def classifies(config: Config) -> bool | None:
+    """Tell whether the run is a classification; None where that is in a model file that is not here."""
+    model = Path(str(config.get("model")))
+    if "task" in config.train:
+        return bool(config.train["task"] == "classify")
+    if model.is_file():
+        return peek.mentions(model, "Classify")
+    known = model.suffix != ".pt" or model.stem.startswith("yolo")  # by their names, as Ultralytics tells them
+    return "-cls" in model.stem if known else None
