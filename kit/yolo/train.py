@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import parse_device, select_device
 
 from kit import config as config_module
 from kit.config import Config
-from kit.data import check as datacheck, find
+from kit.data import find
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
 from kit.kaggle import deaths, gpu, session
@@ -36,6 +36,7 @@ from kit.run.run import Run
 from kit.run.status import Status, duration
 from kit.store import checkpoint, disk
 from kit.store.disk import Lock
+from kit.yolo import scan
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
@@ -180,14 +181,7 @@ def _check(run: Run, dataset: DataSet) -> None:
     """
     config = run.config
     status_module.tell("Checking the data set ...")
-    report = datacheck.check(
-        dataset,
-        run.identity["task"],
-        fraction=config.get("fraction"),
-        single_cls=bool(config.get("single_cls")),
-        classes=config.get("classes"),
-        remember=session.scratch() / "checks",
-    )
+    report = scan.look(dataset, run.identity["task"], config.train)
     status_module.tell(report.describe())
     for warning in report.warnings:
         run.status.say(f"WARNING: {warning}")
