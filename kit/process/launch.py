@@ -173,7 +173,7 @@ def _train(job: _Job, log: Log) -> tuple[int, KitError | None]:
             keeper = stack.enter_context(Keeper(start, config, log))
         while True:
             job.said.clear()
-            job.ended.unlink(missing_ok=True)
+            disk.remove(job.ended)
             kills = machine.oom_kills()
             role = ["worker", *(f"--restarted={line}" for line in restarts.warnings)]
             child = job.start(log, *role, resume=restarts.begin(), processes=count)

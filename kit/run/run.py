@@ -53,7 +53,7 @@ class Run:
         progress = self.resumed["progress"] if self.resumed else {}
         self.branch: int = progress.get("branch", 0)  # how often it was resumed from a given file
         self.branched: bool = progress.get("branched", False)  # this session was
-        self.data: dict[str, Any] = {}  # `path`, which a model remembers, and `fingerprint`, as `kit.data.check` has it
+        self.data: dict[str, Any] = {}  # `path`, which a model remembers, and `fingerprint` (`kit.data.report`)
         began = self.resumed["architecture"] if self.resumed else self.identity
         self.files: dict[str, str] = began.get("files", {})  # a hash of each that the run's model began with
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]  # the same in all sessions

@@ -17,14 +17,14 @@ from ultralytics.models.yolo.pose import PoseValidator
 from ultralytics.models.yolo.segment import SegmentationValidator
 
 from kit.config import Config, differences
-from kit.data import check, find
+from kit.data import find
 from kit.data.find import DataSet
 from kit.errors import CheckpointError, DataError
-from kit.kaggle import session
 from kit.run import scores
 from kit.store import checkpoint, disk
 from kit.store.folder import RunFolder
 from kit.text import plain
+from kit.yolo import scan
 from kit.yolo.models import open_best
 from kit.yolo.settings import MAY_CHANGE, from_dict, load
 from kit.yolo.setup import make_samples
@@ -155,14 +155,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
 
 def _contents(dataset: DataSet, run: Config, task: str) -> Any:
     """Return a data set's fingerprint, wherever it is; its name where Ultralytics downloads it."""
-    report = check.check(
-        dataset,
-        task,
-        fraction=run.get("fraction"),
-        single_cls=bool(run.get("single_cls")),
-        classes=run.get("classes"),
-        remember=session.scratch() / "checks",
-    )
+    report = scan.look(dataset, task, run.train)
     return report.fingerprint or str(dataset.source)
 
 

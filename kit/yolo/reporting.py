@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kit.data import check
+from kit.data import report
 from kit.errors import KitError, Stopped, StorageError
 from kit.run.receipt import AHEAD_S
 from kit.run.status import tell
@@ -47,7 +47,7 @@ class Reporting(Saving):
     def _changed_data(self, before: dict[str, Any]) -> list[str]:
         """Name what changed in the data set; an earlier version of the kit kept the list of images alone."""
         if known := before.get("data", {}).get("fingerprint"):
-            return check.changed(known, self.run.data.get("fingerprint", {}))
+            return report.changed(known, self.run.data.get("fingerprint", {}))
         same = before.get("data_hash", self.data_hash) == self.data_hash
         return [] if same else ["the list of training images"]
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 from collections.abc import Callable
 from copy import copy
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,14 +24,16 @@ import numpy
 from ultralytics.data import ClassificationDataset
 from ultralytics.data.augment import Albumentations
 
+from kit.data import files
+from kit.data.check import Scan
 from kit.data.images import ImageCache, Loaded, cache_for
 from kit.kaggle import session
 from kit.run.order import EpochOrder, Sample, mix, seed_all
 from kit.yolo.mosaic import make_lazy
-from kit.yolo.upstream import ReadOnlyDataset, reading_only
+from kit.yolo.upstream import ReadOnlyDataset, can_read, label_files, load_cache, read_messages, scanning
 
-THREADS = 16  # as in `kit.data.check`: the files may lie in the network
 T = TypeVar("T")
+RULES = 2  # of the scan: raise it whenever it would keep other images of the same files
 EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
@@ -72,13 +72,18 @@ def cache_path(*words: str) -> Path:
     """Return where the label cache of these files goes."""
     folder = session.scratch() / "labels"
     folder.mkdir(exist_ok=True)
-    return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}.cache"
+    return folder / f"{hashlib.sha256(repr((RULES, *words)).encode()).hexdigest()[:16]}.cache"
+
+
+def digest(paths: list[str], *rules: Any) -> str:
+    """Hash paths, with size and last change of the files."""
+    stamps = files.in_threads(files.stamp, paths)
+    return hashlib.sha256(repr((paths, stamps, rules)).encode()).hexdigest()
 
 
 def plain_files(items: list[T], path: Callable[[T], str]) -> list[T]:
     """Return those whose path is no pipe, device or folder; others report what is missing."""
-    with ThreadPool(THREADS) as pool:
-        special = pool.map(lambda item: os.path.exists(path(item)) and not os.path.isfile(path(item)), items, 256)
+    special = files.in_threads(lambda item: files.stamp(path(item))[0] == files.SPECIAL, items)
     return [item for item, drop in zip(items, special, strict=True) if not drop]
 
 
@@ -94,11 +99,28 @@ class LabelledSamples(PureSamples, ReadOnlyDataset):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._on_disk = kwargs.get("cache") == "disk"
+        self.scan = kwargs.pop("scan", None) or Scan()
         super().__init__(*args, **kwargs | ({"cache": None} if self._on_disk else {}))
 
     def get_img_files(self, img_path: Any) -> list[str]:
         """List the images; only plain files, because opening a pipe waits for its writer."""
-        return plain_files(super().get_img_files(img_path), lambda file: file)
+        found = super().get_img_files(img_path)
+        self.scan.listed = [(path, label, -1) for path, label in zip(found, label_files(found), strict=True)]
+        return plain_files(found, lambda file: file)
+
+    def get_cache_hash(self) -> str:
+        """Return what the label cache is valid for: the rules, and files that have not changed whatever their dates."""
+        rules = (self.use_keypoints, len(self.data["names"]), self.data.get("kpt_shape"), self.single_cls)
+        return digest([*self.im_files, *self.label_files], rules, self.channels)
+
+    def verified(self, cache: dict[str, Any]) -> None:
+        """Note what the scan says; the labels follow when the classes are chosen."""
+        self.scan.dropped, self.scan.repeated = read_messages(cache["msgs"], self.prefix)
+
+    def update_labels(self, include_class: list[int] | None) -> None:
+        """Choose the classes, and note what of the labels training uses."""
+        super().update_labels(include_class)
+        self.scan.kept = [(label["im_file"], label["cls"][:, 0].astype(int).tolist()) for label in self.labels]
 
     def cache_file(self, path: Path, digest: str) -> Path:
         """Return where the label cache goes: into scratch."""
@@ -180,23 +202,38 @@ class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[mis
     """Images in one folder per class."""
 
     samples: list[Any]
+    base: Any
+    prefix: str
 
-    def __init__(self, root: str, args: Any, **kwargs: Any) -> None:
-        args = copy(args)
+    def __init__(self, root: str, args: Any, scan: Scan | None = None, **kwargs: Any) -> None:
+        args, self.scan, self._single = copy(args), scan or Scan(), bool(args.single_cls)
+        self._order = [*(kwargs.get("names") or {}).values()]
         if args.cache == "disk":  # beside the images
             args.cache = False
         super().__init__(root, args, **kwargs)
 
     def verify_images(self) -> list[tuple[str, int]]:
         """Check the images, with the cache in scratch: Ultralytics derives its path from `root`."""
+        self.scan.listed = sorted(
+            ((path, "", number) for path, number in self._numbered(self.samples)), key=lambda each: each[::-1]
+        )
         self.samples = plain_files(self.samples, lambda sample: sample[0])
-        root, self.root = self.root, str(cache_path(str(self.root)))
+        found = digest([sample[0] for sample in self.samples])
+        root, self.root = self.root, str(cache_path(str(self.root), self.prefix, found))
         try:
-            with reading_only():
+            with scanning(lambda path: can_read(path, cv2.IMREAD_COLOR)):
                 samples: list[tuple[str, int]] = super().verify_images()
+            self.scan.dropped, _ = read_messages(load_cache(Path(self.root))["msgs"], self.prefix)
         finally:
             self.root = root
+        self.scan.kept = [(path, [0 if self._single else number]) for path, number in self._numbered(samples)]
         return samples
+
+    def _numbered(self, samples: list[Any]) -> list[tuple[str, int]]:
+        """Return images with the numbers of their classes in train, and not those of classes that train has not."""
+        order = {name: number for number, name in enumerate(self._order)}
+        numbers = {number: order[name] for number, name in enumerate(self.base.classes) if name in order}
+        return [(path, numbers[number]) for path, number in samples if number in numbers]
 
     def close_mosaic(self, hyp: Any) -> None:
         """There is no mosaic in classification."""

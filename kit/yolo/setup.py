@@ -19,6 +19,7 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from kit.data import description
+from kit.data.check import Scan
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, ModelError
 from kit.kaggle import deaths, session
@@ -134,7 +135,13 @@ class Setup(Trainer):
 
 
 def make_samples(
-    args: Any, data: dict[str, Any], stride: int, img_path: str, mode: str = "train", batch: int | None = None
+    args: Any,
+    data: dict[str, Any],
+    stride: int,
+    img_path: str,
+    mode: str = "train",
+    batch: int | None = None,
+    scan: Scan | None = None,
 ) -> Any:
     """Build the kit's data set as Ultralytics would build its own.
 
@@ -145,11 +152,17 @@ def make_samples(
         img_path: Of the images.
         mode: `train` or `val`.
         batch: Images in a batch, where those of one batch have one shape.
+        scan: Takes what the scan finds.
     """
     training = mode == "train"
     if args.task == "classify":
         return ClassifiedSamples(
-            img_path, args, augment=training, prefix="train" if training else args.split, names=data["names"]
+            img_path,
+            args,
+            scan,
+            augment=training,
+            prefix="train" if training else args.split,
+            names=data["names"],
         )
     fraction = get_split_fraction(args.fraction, "train" if training else args.split)
     return LabelledSamples(
@@ -168,6 +181,7 @@ def make_samples(
         classes=args.classes,
         data=data,
         fraction=1.0 if data.get("complete") else fraction,
+        scan=scan,
     )
 
 

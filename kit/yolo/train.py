@@ -22,7 +22,7 @@ from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from kit.config import Config
-from kit.data import check as datacheck, find
+from kit.data import find
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
 from kit.kaggle import deaths, gpu, session
@@ -37,6 +37,7 @@ from kit.store.folder import RunFolder
 from kit.store.lock import Lock
 from kit.store.refusal import explain
 from kit.text import duration
+from kit.yolo import scan
 from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
@@ -191,14 +192,7 @@ def _check(run: Run, dataset: DataSet) -> None:
     """
     config = run.config
     status_module.tell("Checking the data set ...")
-    report = datacheck.check(
-        dataset,
-        run.identity["task"],
-        fraction=config.get("fraction"),
-        single_cls=bool(config.get("single_cls")),
-        classes=config.get("classes"),
-        remember=session.scratch() / "checks",
-    )
+    report = scan.look(dataset, run.identity["task"], config.train)
     status_module.tell(report.describe())
     for warning in report.warnings:
         run.status.warn(warning)

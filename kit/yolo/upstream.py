@@ -7,6 +7,7 @@ version. Below it, each private name has a public one here, and each patch a con
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from ultralytics.data import YOLODataset, base, utils
+from ultralytics.data import YOLODataset, base, dataset, utils
+from ultralytics.data.utils import load_dataset_cache_file
 from ultralytics.nn.tasks import _SafeLoad
+from ultralytics.utils.patches import imread
+
+from kit.data.files import THREADS, looks_whole
+
+IGNORED = ": ignoring corrupt image/label: "  # between a path and the reason, in what the scan says
 
 
 class StockTrainer:
@@ -153,22 +160,99 @@ class ReadOnlyDataset(YOLODataset):  # type: ignore[misc]
             base.check_file_speeds = look
         return files
 
+    augment: bool
+
+    def verified(self, cache: dict[str, Any]) -> None:
+        """Called with what the scan found, from the cache or anew: `labels` and `msgs`."""
+
+    def cache_labels(self, path: Path = Path("./labels.cache")) -> dict[str, Any]:
+        """Scan; that no image has a label is no exception here, but an error of the kit's own check."""
+        augment = self.augment
+        self.augment = False
+        try:
+            found: dict[str, Any] = super().cache_labels(path)
+        finally:
+            self.augment = augment
+        return found
+
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
-        with reading_only():
+        with scanning(self.decodes):
             loaded: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(
                 self.cache_file(cache_path, cache_hash), cache_hash
             )
+        self.verified(loaded[0])
         return loaded
+
+    def decodes(self, path: str) -> bool:
+        """Tell whether an image can be read, as training reads it."""
+        return can_read(path, self.cv2_flag)
+
+
+UNREADABLE = "the image cannot be decoded"
 
 
 @contextmanager
-def reading_only() -> Iterator[None]:
-    """Have Ultralytics' scan decode JPEGs that look cut off and drop those that are, but rewrite none."""
-    write, utils._replace_image = utils._replace_image, lambda im_file, save: save(io.BytesIO())
+def scanning(decodes: Callable[[str], bool]) -> Iterator[None]:
+    """Have Ultralytics' scan write nothing, use many threads, and drop what cannot be decoded.
+
+    A JPEG that looks cut off is decoded, and dropped if it is, but not rewritten. Other images look whole to the scan
+    when their header is: training would end at the first that is not.
+
+    Args:
+        decodes: Tells whether the image at a path can be decoded; asked for those that the scan keeps.
+    """
+    names = ("verify_image_label", "verify_image", "NUM_THREADS")
+    before, write = [getattr(dataset, name) for name in names], utils._replace_image
+
+    def with_label(args: tuple[Any, ...]) -> Any:
+        found = utils.verify_image_label(args)
+        if found[0] is None or decodes(args[0]):
+            return found
+        return [*[None] * 5, *found[5:8], 1, f"{args[2]}{args[0]}{IGNORED}{UNREADABLE}"]
+
+    def alone(args: tuple[Any, ...]) -> Any:
+        found = utils.verify_image(args)
+        (path, _), prefix = args
+        return found if found[2] or decodes(path) else (args[0], 0, 1, f"{prefix}{path}{IGNORED}{UNREADABLE}")
+
+    for name, value in zip(names, (with_label, alone, THREADS), strict=True):
+        setattr(dataset, name, value)
+    utils._replace_image = lambda im_file, save: save(io.BytesIO())
     try:
         yield
     finally:
         utils._replace_image = write
+        for name, value in zip(names, before, strict=True):
+            setattr(dataset, name, value)
+
+
+def can_read(path: str, flags: int) -> bool:
+    """Tell whether an image can be read, as training reads it; those whose header or whose scan tells are not read."""
+    return looks_whole(path) or imread(path, flags) is not None
+
+
+def label_files(images: list[str]) -> list[str]:
+    """Return where the label files of images are looked for."""
+    found: list[str] = utils.img2label_paths(images)
+    return found
+
+
+def load_cache(root: Path) -> dict[str, Any]:
+    """Return the cache that the scan of a classification set has written, under this name with another ending."""
+    loaded: dict[str, Any] = load_dataset_cache_file(root.with_suffix(".cache"))
+    return loaded
+
+
+def read_messages(messages: list[str], prefix: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Return why images were dropped, and how many of their label rows were there twice, each by the image's path."""
+    dropped, repeated = {}, {}
+    for message in messages:
+        path, ignored, reason = message.removeprefix(prefix).partition(IGNORED)
+        if ignored:
+            dropped[path] = reason
+        elif found := re.fullmatch(r"(.*): (\d+) duplicate labels removed", path, re.DOTALL):
+            repeated[found[1]] = int(found[2])
+    return dropped, repeated
 
 
 def allowing_models(file: Any) -> AbstractContextManager[None]:

@@ -33,7 +33,7 @@ if 'worker' in sys.orig_argv:
     from kit.store import disk
     def sweep(folder):
         raise StorageError("The disk is full.", "Make room.")
-    disk.sweep = sweep
+    disk.remove_leftovers = sweep
 """
 
 

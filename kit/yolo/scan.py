@@ -1,0 +1,53 @@
+"""One look at the data set before the GPU is used: the data sets of training are built, and what their scan says shown.
+
+Ultralytics scans each file once: training finds the results in the label cache in scratch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import get_cfg
+from ultralytics.data.utils import check_det_dataset
+
+from kit.data import check, description
+from kit.data.check import Scan
+from kit.data.find import DataSet
+from kit.data.report import Report
+from kit.kaggle import session
+from kit.yolo.setup import make_samples
+
+STRIDE = 32
+
+
+def look(dataset: DataSet, task: str, settings: dict[str, Any], remember: Path | None = None) -> Report:
+    """Scan what training would read, and report what it holds.
+
+    Args:
+        dataset: As `find.resolve` found it.
+        task: `detect`, `segment`, `pose`, `obb` or `classify`.
+        settings: Ultralytics' settings of the run.
+        remember: The folder that keeps reports; that of this user's scratch by default.
+    """
+    report = check.start(dataset, task, single_cls=bool(settings.get("single_cls")))
+    if report.errors or (dataset.path.is_file() and description.read(dataset.path).get("download")):
+        return report  # or Ultralytics is still to download it
+    overrides = {**settings, "task": task, "data": str(dataset.path), "cache": False, "rect": False}
+    args = get_cfg(overrides=overrides)
+    if task == "classify":
+        names = dict(enumerate(dataset.names))
+        data: dict[str, Any] = {
+            "train": dataset.path / "train",
+            "val": description.validation_folder(dataset.path),
+            "names": names,
+        }
+    else:
+        data = check_det_dataset(str(dataset.path), autodownload=False)
+    scans = {split: Scan() for split in ("train", "val")}
+    for split, scan in scans.items():
+        try:
+            make_samples(args, data, STRIDE, data[split], split, 1, scan)
+        except (FileNotFoundError, ValueError, RuntimeError, AssertionError) as error:
+            scan.error = " ".join(str(error).split())
+    return check.complete(report, dataset, scans, args.classes, remember or session.scratch() / "checks")
