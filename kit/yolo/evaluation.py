@@ -227,5 +227,5 @@ def _before(old: dict[str, Any], state: dict[str, Any], under: dict[str, Any]) -
 def _alike(old: dict[str, Any], under: dict[str, Any]) -> bool:
     """Tell whether a measurement may be compared; one by an earlier version of the kit does not say how it was made."""
     return all(old.get(name) == under[name] for name in ("run_id", "data")) and not differences(
-        *(Config(each["settings"]) for each in (old, under))
+        *(from_dict(each["settings"]) for each in (old, under))
     )
