@@ -101,6 +101,8 @@ def train(
         run = _open(config, resume, identity, stop, ranks, stack, restarted)
         if run is None:
             return
+        if chosen.type == "cuda" and not config.get("deterministic"):
+            run.not_exact("Not exact: deterministic=False lets a GPU add up in any order")
         if world.local_rank == 0:
             _check(run, dataset)
         assign_slices(run, cuda=chosen.type == "cuda" and alone)

@@ -140,13 +140,6 @@ def test_batch_that_was_estimated_is_kept(place: Path) -> None:
     assert first["loop"]["decided"]["batch"] == again["loop"]["decided"]["batch"] > 0
 
 
-def test_run_that_need_not_be_deterministic_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It trains and resumes, and the promise is not given."""
-    values = settings(place, deterministic=False, epochs=1)
-    training.train(values)
-    assert ("Not exact: deterministic=False" in capsys.readouterr().out) is REAL
-
-
 def test_processes_that_share_a_gpu_give_the_bits_of_one(place: Path) -> None:
     """From two to one and back, a rank killed on the way: gloo, because NCCL takes no GPU twice."""
     values = run_settings(place, device=DEVICE, amp=REAL, **EVERY_BATCH)

@@ -259,3 +259,20 @@ def test_plots_and_callbacks_do_not_shift_training(place: Path, plots: bool) -> 
         noisy.add_callback(event, lambda _: (torch.rand(3), order.random.random(), order.numpy.random.rand()))
     noisy.train()
     assert differences({"model": quiet.model.state_dict()}, {"model": noisy.model.state_dict()}, ("model",)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "deterministic", "said"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_gpu_that_need_not_be_deterministic_is_not_exact_and_says_so(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    deterministic: bool,
+    said: bool,
+) -> None:
+    """A CPU adds up in one order either way; the trainer chooses its device itself, here the CPU."""
+    monkeypatch.setattr("kit.yolo.train.select_device", lambda *_, **__: torch.device(kind))
+    training.train(training.settings(place, epochs=1, deterministic=deterministic))
+    assert ("Not exact: deterministic=False" in capsys.readouterr().out) is said
