@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 
-def plain(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """Turn a value into what JSON knows: neither NaN nor numpy's and torch's numbers."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): for_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [for_json(v) for v in value]
     if value is None or isinstance(value, (str, bool, int)):
         return value
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kit.text import plain
+from kit.text import for_json
 
 KEPT = 20  # entries, which are at least half a second apart
 AHEAD_S = 2.0  # seconds that a stop may take longer for the sake of a receipt
@@ -48,7 +48,7 @@ class Receipt:
             saved: The step of the newest checkpoint on the disk; earlier losses are of no use.
         """
         self._seen = [(at, seen) for at, seen in self._seen if at > saved][: KEPT - 1]
-        self._seen.append((step, plain(losses)))
+        self._seen.append((step, for_json(losses)))
         return {**self.line, "seen": self._seen}
 
     def compare(self, step: int, losses: dict[str, Any]) -> str | None:
@@ -60,7 +60,7 @@ class Receipt:
         """
         if step not in self.expected:
             return None
-        before, now = self.expected.pop(step), plain(losses)
+        before, now = self.expected.pop(step), for_json(losses)
         if before == now:
             return None if self.expected else ""
         self.expected.clear()

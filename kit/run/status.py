@@ -18,7 +18,7 @@ from typing import Any
 from kit.errors import KitError, MovedError, Stopped, StorageError
 from kit.store import disk
 from kit.store.folder import RunFolder
-from kit.text import plain
+from kit.text import for_json
 
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 
@@ -48,7 +48,7 @@ class Status:
             return
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
-        self._job = self._pool.submit(self._write, json.dumps(plain(self.values), indent=1).encode())
+        self._job = self._pool.submit(self._write, json.dumps(for_json(self.values), indent=1).encode())
         if now:
             self._job.result()
 

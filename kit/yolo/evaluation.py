@@ -23,7 +23,7 @@ from kit.errors import CheckpointError, DataError
 from kit.run import scores
 from kit.store import checkpoint, disk
 from kit.store.folder import RunFolder
-from kit.text import plain
+from kit.text import for_json
 from kit.yolo import scan
 from kit.yolo.models import open_best
 from kit.yolo.settings import MAY_CHANGE, from_dict, load
@@ -94,7 +94,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         cv2.imwrite(str(files.predictions), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     under = {"run_id": state["run_id"], "settings": run.train, "data": _contents(dataset, run, task)}
-    found: dict[str, Any] = plain(
+    found: dict[str, Any] = for_json(
         {
             "file": file,
             **under,
