@@ -71,7 +71,7 @@ def load_model(path: str) -> Any:
         check_finite(model.state_dict())
         return model.float()
     except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
 
 
