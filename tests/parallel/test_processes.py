@@ -332,7 +332,7 @@ def test_full_memory_and_a_bad_loss_are_agreed_on(place: Path) -> None:
     variant(place, "Broken", values)
     said = (place / "output.txt").read_text()
     assert "Out of memory: the epoch starts again with batch=4" in said
-    assert "going back to the best model" in said
+    assert "rolled back to the best model" in said
     state = training.read(place / "working/runs/train/checkpoints/latest.pt")
     assert len(state["history"]) == values["epochs"]
     assert state["loop"]["decided"]["batch"] == 4
