@@ -143,6 +143,20 @@ def torch_itself(facts: dict[str, Any]) -> Verdict:
     return WARNING, f"could not be asked: {facts['error']}", "look again; if it stays so, restart the session"
 
 
+def start(facts: dict[str, Any]) -> Verdict | None:
+    """What training would start with, by its own checks; nothing where the probe did not get so far.
+
+    Args:
+        facts: As `kit.preflight.report.probing` has them.
+    """
+    if "start" not in facts:
+        return None
+    if "kind" in facts["start"]:
+        message, hint = facts["start"]["message"], facts["start"]["hint"]
+        return (STOP, message, hint) if hint else sentence(message)
+    return OK, "{task}: {model} on {data}, {classes} classes".format(**facts["start"]), ""
+
+
 def gpus(names: list[str], facts: dict[str, Any], device: Any = None) -> Verdict:
     """The GPUs, and whether this torch has kernels for them.
 

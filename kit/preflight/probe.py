@@ -1,7 +1,7 @@
-"""What torch and the checkpoints within reach say, in a process of its own: `python -m kit.preflight.probe RUN_FOLDER`.
+"""What torch, the checkpoints within reach and training itself say: `python -m kit.preflight.probe RUN_FOLDER CONFIG`.
 
 The notebook's kernel never imports torch and never makes a CUDA context, so `kit.preflight.report` starts this and
-reads what it prints: one line of JSON about torch and its GPUs, then one about the checkpoints.
+reads what it prints: lines of JSON about torch and its GPUs, the checkpoints, and what training would start with.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
-from kit.errors import ConfigError
+from kit.config import Config
+from kit.errors import ConfigError, KitError
 from kit.kaggle.gpu import check, convolve
 from kit.run import discovery
+from kit.yolo import environment
+from kit.yolo.settings import from_dict
 
 
 def look(kernel: Callable[[torch.device], None] = convolve, cuda: Any = torch.cuda) -> dict[str, Any]:
@@ -50,11 +53,27 @@ def checkpoints(run_folder: Path) -> list[dict[str, Any]]:
     return [{**each.to_dict(), "position": each.summary.position if each.summary else ""} for each in found]
 
 
-def main(run_folder: Path) -> None:
-    """Print the two lines; the first does not wait for the second, which may have to read large files."""
+def start(config: Config) -> dict[str, Any]:
+    """Return what training would start with, by its own checks, or the error that it would end with."""
+    try:
+        environment.prepare()
+        from kit.yolo.train import prepare
+
+        prepared = prepare(config)
+    except KitError as error:
+        return error.to_dict()
+    dataset, identity = prepared.dataset, prepared.identity
+    names = {"task": identity["task"], "model": str(config.get("model")), "data": str(dataset.source or dataset.path)}
+    return {**names, "classes": len(identity["names"])}
+
+
+def main(run_folder: str, config: str = "") -> None:
+    """Print a line each; the first does not wait for the others, which may have to read large files."""
     print(json.dumps(look()), flush=True)
-    print(json.dumps({"checkpoints": checkpoints(run_folder)}), flush=True)
+    print(json.dumps({"checkpoints": checkpoints(Path(run_folder))}), flush=True)
+    if config:
+        print(json.dumps({"start": start(from_dict(json.loads(config)))}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*sys.argv[1:])

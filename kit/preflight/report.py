@@ -56,13 +56,11 @@ class Finding:
 
 
 @contextmanager
-def probing(
-    run_folder: Path, module: str = "kit.preflight.probe", limit: float = PROBE_S
-) -> Iterator[Callable[[], Facts]]:
+def probing(*words: str, module: str = "kit.preflight.probe", limit: float = PROBE_S) -> Iterator[Callable[[], Facts]]:
     """Start `kit.preflight.probe`; what is yielded waits for it and returns what it said.
 
     Args:
-        run_folder: Whose checkpoints to look at.
+        words: Of its command line.
         module: What to start.
         limit: Seconds that it has.
 
@@ -71,7 +69,7 @@ def probing(
         (why it did not say everything).
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", module, str(run_folder)],
+        [sys.executable, "-m", module, *words],
         env={**os.environ, "PYTHONPATH": session.import_path()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -126,7 +124,7 @@ def findings(
     path: str | Path | None = None,
     settings: Iterable[str] | Mapping[str, Any] = (),
     *,
-    probe: Callable[[Path], AbstractContextManager[Callable[[], Facts]]] = probing,
+    probe: Callable[..., AbstractContextManager[Callable[[], Facts]]] = probing,
     disk: Disk = DISK,
     root: Path = machine.ROOT,
 ) -> Iterator[Finding]:
@@ -135,7 +133,7 @@ def findings(
     Args:
         path: Of the config file, as training takes it.
         settings: What to change in it.
-        probe: Asks torch about its GPUs and the run folder's checkpoints.
+        probe: Asks torch about its GPUs and the run folder's checkpoints, and training about what it would start with.
         disk: Says how much room there is.
         root: Of the file system that says what the machine has.
     """
@@ -145,7 +143,8 @@ def findings(
     except KitError as error:
         problem = str(error)
     internet = connecting()
-    with probe(config.run_folder) as facts:
+    given = [] if problem else [json.dumps(config.to_dict())]
+    with probe(str(config.run_folder), *given) as facts:
         looks: dict[str, Callable[[], checks.Verdict | None]] = {
             "settings": lambda: checks.sentence(problem) if problem else None,
             "place": checks.place,
@@ -160,6 +159,7 @@ def findings(
             "torch": lambda: checks.torch_itself(facts()),
             "GPU": lambda: checks.gpus(session.gpus(), facts(), config.train.get("device")),
             "checkpoints": lambda: checks.checkpoints(facts()),
+            "start": lambda: checks.start(facts()),
         }
         for name, look in looks.items():
             try:

@@ -25,7 +25,7 @@ from ultralytics.nn.tasks import (
     torch_safe_load,
     yaml_model_load,
 )
-from ultralytics.utils.downloads import attempt_download_asset
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from kit.errors import CheckpointError, ModelError
 from kit.store import archive
@@ -111,6 +111,11 @@ def is_here(model: str) -> bool:
         return False
     except Exception:  # it is here, and broken
         return True
+
+
+def is_published(model: str) -> bool:
+    """Tell whether Ultralytics can fetch a model file: by its name, or from an address."""
+    return Path(model).name in GITHUB_ASSETS_NAMES or "://" in model
 
 
 def task_of(model: str) -> str | None:

@@ -38,10 +38,14 @@ def task_of(config: Config, resume: str = "auto") -> str:
     model, wanted = str(config.get("model")), config.train.get("task")
     if not model.lower().endswith((".pt", ".yaml", ".yml")):
         raise ModelError(f"The model '{model}' must be a .pt or a .yaml file, for example yolov8n.pt.")
-    task = models.task_of(model) if models.is_here(model) else None
+    here = models.is_here(model)
+    task = models.task_of(model) if here else None
     if None not in (task, wanted) and task != wanted:
         raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
-    task = task or wanted or _task_found(config, resume)
+    found = None if here else _task_found(config, resume)
+    if not (here or found or models.is_published(model)):
+        raise ModelError(f"The model '{model}' does not exist: check model=...")
+    task = task or wanted or found
     if task is None:  # no checkpoint can do without the model's file
         task = guess_model_task(model) if model.lower().endswith(".pt") else models.task_of(model)
     if task not in STOCK:

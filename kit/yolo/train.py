@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import torch
@@ -53,6 +53,45 @@ TRAINERS: dict[str, type[Resumable]] = {
 }
 
 
+class Prepared(NamedTuple):
+    """What was given, checked.
+
+    Attributes:
+        dataset: The data set.
+        identity: What tells the run from others.
+        overrides: Ultralytics' settings.
+        device: Of this process.
+        alone: No process of its machine shares it.
+        chosen: The same, as torch has it.
+    """
+
+    dataset: DataSet
+    identity: dict[str, Any]
+    overrides: dict[str, Any]
+    device: str
+    alone: bool
+    chosen: torch.device
+
+
+def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepared:
+    """Check what was given, before anything is looked through or written.
+
+    Raises:
+        InputError: The data set, the model, a setting or the device cannot be used.
+    """
+    task = task_of(config, resume)
+    with one_at_a_time():
+        dataset = find.resolve(str(config.get("data")), task == "classify")
+    identity = identify(config, dataset, task)
+    overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
+    try:
+        get_cfg(overrides=overrides)
+        device, alone = _device(config, world)
+        return Prepared(dataset, identity, overrides, device, alone, select_device(device, verbose=False))
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
 def train(
     config: Config,
     resume: str = "auto",
@@ -79,17 +118,7 @@ def train(
     """
     quiet()
     with Ranks(world) as ranks, ExitStack() as stack:
-        task = task_of(config, resume)
-        with one_at_a_time():
-            dataset = find.resolve(str(config.get("data")), task == "classify")
-        identity = identify(config, dataset, task)
-        overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
-        try:
-            get_cfg(overrides=overrides)
-            device, alone = _device(config, world)
-            chosen = select_device(device, verbose=False)
-        except (ValueError, TypeError, SyntaxError) as error:
-            raise ConfigError(" ".join(str(error).split())) from error
+        dataset, identity, overrides, device, alone, chosen = prepare(config, resume, world)
         with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
             check(chosen)
         if world.size > 1:

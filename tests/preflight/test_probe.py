@@ -108,7 +108,7 @@ def test_machine_without_a_gpu_says_so(place: Path, capsys: pytest.CaptureFixtur
     run = place / "working/runs/train"
     samples.save(run / "checkpoints/latest.pt", samples.state(25))
     samples.save(run / "checkpoints/previous.pt", "nothing")
-    probe.main(run)
+    probe.main(str(run))
     facts, found = map(json.loads, capsys.readouterr().out.splitlines())
     assert facts == {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": []}
     good, bad = found["checkpoints"]

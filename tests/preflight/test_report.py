@@ -73,7 +73,7 @@ def look(
     root: Path = Path("/"),
 ) -> dict[str, Finding]:
     """Return the findings by name; the probe says what is given."""
-    probe = lambda folder: nullcontext(lambda: facts)  # noqa: E731
+    probe = lambda *_: nullcontext(lambda: facts)  # noqa: E731
     found = report.findings(None, settings or {}, probe=probe, disk=disk or Rooms(), root=root)
     return {finding.name: finding for finding in found}
 
@@ -421,7 +421,7 @@ def test_probe_answers_from_a_process_of_its_own(place: Path) -> None:
     """Torch, its GPUs and the run folder's checkpoints; this process is left as it was."""
     run = place / "working/runs/train"
     samples.save(run / "checkpoints/latest.pt", samples.state(25))
-    with report.probing(run) as answer:
+    with report.probing(str(run)) as answer:
         facts = answer()
         assert answer() is facts, "it is asked once"
     assert (facts["exit"], facts["torch"], facts["gpus"]) == (0, torch.__version__, [])
@@ -454,7 +454,7 @@ def hanging(place: Path) -> int:
 
 def test_probe_that_hangs_is_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it said before is kept, half a line is not, and it does not outlive the report."""
-    with report.probing(place, module(place, monkeypatch, HANGING), limit=1.0) as answer:
+    with report.probing(str(place), module=module(place, monkeypatch, HANGING), limit=1.0) as answer:
         number = hanging(place)
         begun = time.monotonic()
         assert answer() == {"torch": "2", "exit": 0, "error": "no answer within 1 s"}
@@ -467,7 +467,7 @@ def test_probe_that_hangs_is_left_behind(place: Path, monkeypatch: pytest.Monkey
 
 def test_probe_that_is_not_waited_for_ends_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report that is interrupted leaves no process behind."""
-    with report.probing(place, module(place, monkeypatch, HANGING)):
+    with report.probing(str(place), module=module(place, monkeypatch, HANGING)):
         number = hanging(place)
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
@@ -476,7 +476,7 @@ def test_probe_that_is_not_waited_for_ends_too(place: Path, monkeypatch: pytest.
 def test_probe_that_dies_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its last words, what it said before, and nothing of what a library printed."""
     text = "print('hello')\nprint(7)\nprint('{\"torch\": \"2\"}')\nraise ImportError('libcudnn.so.9: no such file')"
-    with report.probing(place, module(place, monkeypatch, text)) as answer:
+    with report.probing(str(place), module=module(place, monkeypatch, text)) as answer:
         facts = answer()
     error = "exit code 1, ImportError: libcudnn.so.9: no such file"
     assert facts == {"exit": 1, "error": error, "torch": "2"}
@@ -504,6 +504,37 @@ def test_command_exits_2_where_training_would_stop(
     assert found["working"]["level"] == "stop"
     assert set(found["working"]) == {"name", "level", "text", "advice"}
     assert found["torch"]["text"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data=/nowhere/data.yaml", "'/nowhere/data.yaml'"),
+        ("data=auto", "attach"),
+        ("model=nowhere.pt", "The model 'nowhere.pt' does not exist"),
+        ("model=nowhere.yaml", "nowhere.yaml"),
+        ("device=7", "device"),
+        ("optimizer=Lion", "optimizer"),
+    ],
+)
+def test_what_training_would_not_start_with_stops(
+    place: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    """By training's own checks, in its words; `train` ends with the same code."""
+    words = ["data=shapes", "model=yolov8n.yaml", "device=cpu"]
+    words = [each for each in words if each.partition("=")[0] != word.partition("=")[0]]
+    assert cli.main(["doctor", "--json", *words, word]) == 2
+    stops = [each for each in json.loads(capsys.readouterr().out) if each["level"] == report.STOP]
+    assert len(stops) == 1
+    assert said in f"{stops[0]['text']}: {stops[0]['advice']}"
+
+
+def test_what_training_would_start_with_is_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The task, the model, the data set and its classes."""
+    assert cli.main(["doctor", "--json", "data=shapes", "model=yolov8n.yaml"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["start"]["text"].startswith("detect: yolov8n.yaml on ")
+    assert found["start"]["text"].endswith(", 3 classes")
 
 
 def test_report_in_python_is_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
