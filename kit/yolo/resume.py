@@ -43,7 +43,7 @@ def task_of(config: Config, resume: str = "auto") -> str:
     if None not in (task, wanted) and task != wanted:
         raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
     found = None if here else _task_found(config, resume)
-    if not (here or found or models.is_published(model)):
+    if model.lower().endswith(".pt") and not (here or found or models.is_published(model)):
         raise ModelError(f"The model '{model}' does not exist: check model=...")
     task = task or wanted or found
     if task is None:  # no checkpoint can do without the model's file

@@ -88,7 +88,7 @@ def hook(text: str) -> Callable[[Path, dict[str, Any]], None]:
     [
         (broken_model, "model", "The model cannot be used", "broken.pt"),
         (broken_data, "data", "The data set cannot be used", "nowhere"),
-        (bad_setting, "config", "A setting has to be corrected first", "epochs=-3"),
+        (bad_setting, "config", "A setting has to be corrected first", "must be at least 1 but got -3"),
         (hook(FULL), "storage", "The disk cannot take what has to be written", "<div>Make room.</div>"),
         (hook(FAILS), "crash", "Training failed", "import of torch halted"),
         (hook(MUTE), "crash", "Training failed", "last words"),

@@ -14,7 +14,7 @@ import pytest
 
 from kit import config
 from kit.config import Config, KitSettings
-from kit.process import bounds, launch
+from kit.process import children, launch
 from kit.process.children import Bounds
 from kit.run import limit, status
 from kit.yolo.settings import schema
@@ -165,7 +165,7 @@ def test_stop_is_heard_before_the_first_batch(place: Path) -> None:
 
 def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits in a call that no signal ends; the checkpoint stands, and run again it goes on."""
-    monkeypatch.setattr(bounds, "ANSWER_S", 3.0)
+    monkeypatch.setattr(children, "ANSWER_S", 3.0)
     values = training.settings(place, epochs=1000, workers=0)
     frozen: list[int] = []
     folder = place / "working/runs/train"
@@ -187,8 +187,8 @@ def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: 
 
 def test_limit_ends_what_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is there to press a button; the cells after training still run."""
-    monkeypatch.setattr(bounds, "FIRST_S", 5.0)
-    monkeypatch.setattr(bounds, "LAST_S", 2.0)
+    monkeypatch.setattr(children, "FIRST_S", 5.0)
+    monkeypatch.setattr(children, "LAST_S", 2.0)
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 3600))
     for name, value in hook(
         place, BLOCKED.format(module="kit.data.check", name="check", pipe=str(pipe(place / "pipe")))
@@ -222,6 +222,6 @@ def test_limit_is_over_when_training_should_have_left(
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 9 * 3600 + left))
     settings = Config(schema(), {}, KitSettings(session_hours=9))
     assert not Bounds(settings).over()
-    monkeypatch.setattr(bounds, "FIRST_S", -1.0)
+    monkeypatch.setattr(children, "FIRST_S", -1.0)
     assert Bounds(settings).over() is over
     assert limit.MARGIN_S / 2 == 60

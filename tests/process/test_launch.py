@@ -167,7 +167,7 @@ def test_second_start_where_a_run_was_moved_or_deleted_is_the_only_writer_there(
         (["data=missing.yaml"], "missing.yaml' cannot be read"),
         (["model=missing.yaml"], "The model 'missing.yaml' cannot be read"),
         (["--resume", "missing.pt"], "The checkpoint 'missing.pt' does not exist"),
-        (["epochs=-3"], "epochs=-3"),
+        (["epochs=-3"], "The setting 'epochs' must be at least 1 but got -3."),
     ],
 )
 def test_bad_input_is_one_sentence_and_exits_2(
