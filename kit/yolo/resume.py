@@ -38,19 +38,27 @@ def task_of(config: Config, resume: str = "auto") -> str:
     model, wanted = str(config.get("model")), config.train.get("task")
     if not model.lower().endswith((".pt", ".yaml", ".yml")):
         raise ModelError(f"The model '{model}' must be a .pt or a .yaml file, for example yolov8n.pt.")
-    here = models.is_here(model)
-    task = models.task_of(model) if here else None
+    task = models.task_of(model) if models.is_here(model) else None
     if None not in (task, wanted) and task != wanted:
         raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
-    found = None if here else _task_found(config, resume)
-    if model.lower().endswith(".pt") and not (here or found or models.is_published(model)):
-        raise ModelError(f"The model '{model}' does not exist: check model=...")
-    task = task or wanted or found
+    task = task or wanted or _task_found(config, resume)
     if task is None:  # no checkpoint can do without the model's file
         task = guess_model_task(model) if model.lower().endswith(".pt") else models.task_of(model)
     if task not in STOCK:
         raise ModelError(f"The kit does not train the task '{task}' of '{model}': it trains {', '.join(STOCK)}.")
     return str(task)
+
+
+def check_model(config: Config, resume: str) -> None:
+    """Make sure that there is something to begin with.
+
+    Raises:
+        ModelError: The model's file is not here and cannot be fetched, and no checkpoint does without it.
+    """
+    model = str(config.get("model"))
+    known = not model.lower().endswith(".pt") or models.is_here(model) or models.is_published(model)
+    if not known and _task_found(config, resume) is None:
+        raise ModelError(f"The model '{model}' does not exist: check model=...")
 
 
 def _task_found(config: Config, resume: str) -> str | None:

@@ -42,7 +42,7 @@ from kit.yolo.fitting import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
-from kit.yolo.resume import choose, complete, identify, install, task_of
+from kit.yolo.resume import check_model, choose, complete, identify, install, task_of
 from kit.yolo.settings import from_dict
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
@@ -80,6 +80,8 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
         InputError: The data set, the model, a setting or the device cannot be used.
     """
     task = task_of(config, resume)
+    if world.size == world.local_size:  # another machine may have a checkpoint
+        check_model(config, resume)
     with one_at_a_time():
         dataset = find.resolve(str(config.get("data")), task == "classify")
     identity = identify(config, dataset, task)
