@@ -17,8 +17,9 @@ KitError                    exit code 1
 └── Stopped                 75: stopped before the end, with a good latest.pt
 
 A message says what, the value, and the next step, which may be given as a `hint`; they are shown together. The
-command line prints them without a traceback. From one process to another an error travels as `to_dict()`, in a file
-that the launcher names and in `status.json`; `from_dict` makes it the same exception again.
+command line prints them without a traceback; a notebook's box is in `kit.dashboard.errors`. From one process to another
+an error travels as `to_dict()`, in a file that the launcher names and in `status.json`; `from_dict` makes it the same
+exception again.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from kit.dashboard.downloads import Downloads, link, table
 from kit.dashboard.facts import LINES, STALE_S, Context, look
 from kit.dashboard.files import Files, alive
 from kit.dashboard.frontend import on_colab, shell, show, start_folder
-from kit.errors import KitError, StorageError
+from kit.errors import StorageError
 from kit.kaggle import session
 from kit.store import disk
 from kit.store.folder import BEST, LATEST, RunFolder
@@ -34,23 +34,6 @@ from kit.store.folder import BEST, LATEST, RunFolder
 EVERY_S = 1.0  # seconds between two updates of the display
 PAGE_S = 5.0  # the same for progress.html, which reloads itself
 FREE_S = 60.0  # seconds between two looks at the free space
-PAGE = "progress.html"
-TITLES = {  # of an error's box, by its kind
-    "input": "Something has to be corrected first",
-    "config": "A setting has to be corrected first",
-    "data": "The data set cannot be used",
-    "model": "The model cannot be used",
-    "checkpoint": "The checkpoint cannot be used",
-    "mismatch": "The checkpoint belongs to other settings",
-    "storage": "The disk cannot take what has to be written",
-    "moved": "The run folder was moved",
-    "busy": "The run is in use",
-    "lost": "Another training process has ended",
-    "died": "A part of training was killed",
-    "memory": "Memory is full",
-    "stopped": "Stopped",
-}
-FAILED = "Training failed"  # of any other
 
 
 class Board:
@@ -152,7 +135,7 @@ class Board:
         if live and (self._due("page", PAGE_S) or last):
             again = not last and "JPY_SESSION_NAME" in os.environ  # Notebook 6 turns pages that reload themselves away
             with suppress(StorageError):  # a full disk has a warning of its own
-                write_page(self.folder / PAGE, html, again)
+                write_page(RunFolder(self.folder).page, html, again)
 
     def _draw_downloads(self, update: bool = True) -> None:
         assert self.folder is not None
@@ -175,8 +158,8 @@ def render_downloads(downloads: Downloads, folder: Path) -> tuple[str, str]:
     if start is None:
         return html, text
     more = []
-    if (folder / PAGE).exists() and session.run_type() != "batch":
-        address = link(folder / PAGE, "", start, "the dashboard as a page of its own")
+    if (RunFolder(folder).page).exists() and session.run_type() != "batch":
+        address = link(RunFolder(folder).page, "", start, "the dashboard as a page of its own")
         more.append(f"{address}, for when this one was reloaded and stands still")
     if (log := RunFolder(folder).log).exists():
         more.append(link(log, log.name, start, "the whole log"))
@@ -215,24 +198,3 @@ class Progress(dict[str, Any]):
             nothing = f"There is no run in {self._folder} yet."
             return {"text/plain": nothing, "text/html": page.wrap(f'<div class="kit-note">{nothing}</div>')}
         return {"text/plain": page.text(facts), "text/html": page.render(facts)}
-
-
-@contextmanager
-def show_errors(board: Board | None = None) -> Iterator[None]:
-    """Show one of the kit's errors as a red box in a notebook: what happened, what to do, and the log.
-
-    Args:
-        board: Of the run that it is about.
-    """
-    try:
-        yield
-    except KitError as error:
-        if shell() is not None:
-            folder = board.folder if board else None
-            log = RunFolder(folder).log if folder else None
-            address = link(log, log.name, start_folder(), "Download the whole log") if log and log.exists() else ""
-            title, what = TITLES.get(error.kind, FAILED), "\n".join(filter(None, [error.message, error.hint]))
-            details = f"\n{error.details}" if error.details else ""
-            show(page.box(title, what, error.details, address), f"{title}: {error}{details}")
-            error.shown = session.run_type() != "batch"  # whose log has no boxes
-        raise

@@ -17,6 +17,7 @@ class RunFolder:
         table: A row for each epoch, as Ultralytics writes it.
         status: What `kit.run.status` writes; `backup` is the same of the uploads.
         log: What the training process prints.
+        page: The dashboard as a page of its own.
         downloads: Hard links for the notebook.
         results: What was measured of the best model: `scores` and the picture `predictions`.
     """
@@ -28,6 +29,7 @@ class RunFolder:
         self.latest, self.previous, self.best = (self.checkpoints / name for name in (LATEST, PREVIOUS, BEST))
         self.slim, self.last = path / "slim.pt", path / "last.pt"
         self.table, self.log = path / "results.csv", path / "train.log"
+        self.page = path / "progress.html"
         self.status, self.backup = path / "status.json", path / "backup.json"
         self.downloads, self.results = path / "downloads", path / "results"
         self.scores, self.predictions = self.results / "results.json", self.results / "predictions.jpg"

@@ -25,7 +25,7 @@ from kit.run.run import Run
 from kit.store.folder import BEST, LATEST
 from kit.store.refusal import explain
 from kit.yolo.batches import Batches
-from kit.yolo.fitting import fitting
+from kit.yolo.compatible import fitting
 from kit.yolo.recovery import Recovery
 from kit.yolo.settings import from_dict
 from kit.yolo.state import TrainerState

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and how it is brought into the run folder."""
+"""Bring the checkpoint that `kit.run.discovery` chose, or that was given, into the run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kit.store import checkpoint, disk, peek
 from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.text import duration
 from kit.yolo import models, stock
-from kit.yolo.fitting import check, fitting
+from kit.yolo.compatible import check, fitting
 from kit.yolo.models import open_best, open_checkpoint
 from kit.yolo.tasks import STOCK
 

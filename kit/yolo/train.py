@@ -38,7 +38,7 @@ from kit.store.lock import Lock
 from kit.store.refusal import explain
 from kit.text import duration
 from kit.yolo import scan
-from kit.yolo.fitting import fitting
+from kit.yolo.compatible import fitting
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu

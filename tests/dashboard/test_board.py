@@ -11,8 +11,9 @@ import pytest
 
 import kit
 from kit.config import Config
-from kit.dashboard import board as board_module
+from kit.dashboard import errors as errors_module
 from kit.dashboard.board import Board, Progress
+from kit.dashboard.errors import show_errors
 from kit.errors import ConfigError, CrashError, KitError
 from kit.yolo.settings import load
 from tests.help import runs
@@ -188,12 +189,12 @@ class Kernel:
 def test_error_is_one_red_box_and_its_traceback_one_line(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happened, what to do, the end of the log, and a link to all of it."""
     screen, board = Screen(), Board("live", Screen())
-    monkeypatch.setattr(board_module, "shell", Kernel)
-    monkeypatch.setattr(board_module, "show", screen)
+    monkeypatch.setattr(errors_module, "shell", Kernel)
+    monkeypatch.setattr(errors_module, "show", screen)
     board.follow("", settings)
     error = CrashError("RuntimeError: CUDA error", "Run the cell again: it goes on from the last checkpoint.")
     error.details = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error"
-    with pytest.raises(KitError) as caught, board_module.show_errors(board):
+    with pytest.raises(KitError) as caught, show_errors(board):
         raise error
     html = screen.shown[""]
     assert html.count("kit-error") >= 1
@@ -207,8 +208,8 @@ def test_error_is_one_red_box_and_its_traceback_one_line(settings: Config, monke
 def test_error_in_a_setting_is_a_box_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything was started; there is no log yet."""
     screen = Screen()
-    monkeypatch.setattr(board_module, "shell", Kernel)
-    monkeypatch.setattr(board_module, "show", screen)
+    monkeypatch.setattr(errors_module, "shell", Kernel)
+    monkeypatch.setattr(errors_module, "show", screen)
     with pytest.raises(ConfigError):
         kit.progress(epohcs=3)
     assert "A setting has to be corrected first" in screen.shown[""]
@@ -218,7 +219,7 @@ def test_error_in_a_setting_is_a_box_too(place: Path, monkeypatch: pytest.Monkey
 
 def test_error_in_a_terminal_is_left_as_it_is() -> None:
     """Its one line says it all."""
-    with pytest.raises(ConfigError) as caught, board_module.show_errors():
+    with pytest.raises(ConfigError) as caught, show_errors():
         raise ConfigError("There is no setting 'epoch'.")
     assert caught.value._render_traceback_()[0].endswith(" There is no setting 'epoch'.")
 

@@ -15,7 +15,7 @@ import pytest
 
 import kit
 from kit import errors
-from kit.dashboard import board
+from kit.dashboard import board, errors as dashboard_errors
 from kit.errors import CrashError, FullError, InputError, KitError, StorageError
 from kit.kaggle import machine, session
 from kit.process import parent
@@ -51,7 +51,9 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what a notebook shows of errors."""
     shown: list[str] = []
     monkeypatch.setattr(board, "shell", lambda: object())
+    monkeypatch.setattr(dashboard_errors, "shell", lambda: object())
     monkeypatch.setattr(board, "show", lambda html, text, *_, **__: shown.append(html))
+    monkeypatch.setattr(dashboard_errors, "show", lambda html, text, *_, **__: shown.append(html))
     return shown
 
 
@@ -165,7 +167,7 @@ def test_every_kind_survives_the_way_and_has_a_name_and_a_title() -> None:
     classes = [each for each in vars(errors).values() if isinstance(each, type)]
     kinds = [each.kind for each in classes]
     assert len(set(kinds)) == len(kinds)
-    assert set(kinds) - {"error", "crash"} == set(board.TITLES)
+    assert set(kinds) - {"error", "crash"} == set(dashboard_errors.TITLES)
     for each in classes:
         again = errors.from_dict(json.loads(json.dumps(each("What.", "Do this.").to_dict())), 5)
         assert (type(again), again.message, again.hint, str(again)) == (each, "What.", "Do this.", "What. Do this.")
