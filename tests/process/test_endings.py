@@ -21,6 +21,7 @@ from kit.kaggle import machine, session
 from kit.process import parent
 from kit.run import status
 from kit.run.status import Status
+from kit.store.folder import RunFolder
 from tests.help import training
 
 DIES = "import os, sys\nif 'worker' in sys.orig_argv: os.kill(os.getpid(), {number})\n"
@@ -132,7 +133,7 @@ def test_memory_that_is_full_has_a_title_of_its_own(
 
 HOLD = """
 import pathlib, sys
-from kit.store.disk import Lock
+from kit.store.lock import Lock
 with Lock(pathlib.Path(sys.argv[1])):
     print(flush=True)
     input()
@@ -147,7 +148,7 @@ def test_busy_run_is_said_to_be_in_use_and_keeps_its_status(
     folder = tmp_path / "working/runs/train"
     folder.mkdir(parents=True)
     Status(folder).update(now=True, state="training")
-    before = (folder / status.NAME).read_bytes()
+    before = RunFolder(folder).status.read_bytes()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = {**os.environ, "PYTHONPATH": str(session.REPOSITORY)}
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder / ".lock")], env=environment, **pipes)
@@ -159,7 +160,7 @@ def test_busy_run_is_said_to_be_in_use_and_keeps_its_status(
     finally:
         holder.communicate(b"\n")
     assert "<b>The run is in use</b>" in boxes[-1]
-    assert (folder / status.NAME).read_bytes() == before
+    assert RunFolder(folder).status.read_bytes() == before
 
 
 def test_every_kind_survives_the_way_and_has_a_name_and_a_title() -> None:
