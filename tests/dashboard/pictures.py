@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import nbformat
 from PIL import Image
+from playwright.sync_api import Error
 
 from kit.kaggle import notebook
 from kit.run import status
@@ -48,7 +49,13 @@ def main(target: Path, epochs: int) -> None:
 
         def picture(name: str, first: str = ".kit:has(.kit-head)", last: str = ".kit:has(.kit-files) + .kit") -> None:
             """Take what lies between two elements, with the colours that a small file has room for."""
-            page.locator(first).first.scroll_into_view_if_needed()
+            for attempt in range(5):
+                try:
+                    page.locator(first).first.scroll_into_view_if_needed()
+                    break
+                except Error:  # the display was just replaced
+                    if attempt == 4:
+                        raise
             top, bottom = page.locator(first).first.bounding_box(), page.locator(last).first.bounding_box()
             assert top
             assert bottom

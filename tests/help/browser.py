@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from kit.kaggle import session
 
@@ -256,12 +256,13 @@ class Notebook:
             " return [link.href.replace(/.*[/]/, ''), sum.textContent]; }"
         )
         for _ in range(5):  # a newer file may take its place between look and click, or in mid-click
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(Error):
                 second_name, shown = files.evaluate(script, name)
                 with self.page.expect_download(timeout=10_000) as started:
                     files.locator(f"a[download='{name}']").click()
                 if started.value.url.endswith(second_name):
                     break
+            self.page.wait_for_timeout(1000)
         target = folder / name
         started.value.save_as(target)
         assert started.value.url.endswith(second_name)
