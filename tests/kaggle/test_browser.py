@@ -65,6 +65,7 @@ def running(place: Path) -> bool:
 
 def check_download(page: Notebook, name: str, place: Path) -> None:
     """What arrives is whole, and is what the checksum beside the link says."""
+    wait_until(lambda: page.offers(name), 60, f"{name} is offered")
     file, shown = page.download(name, place)
     assert hashlib.sha256(file.read_bytes()).hexdigest() == shown
     if name.endswith(".pt"):
