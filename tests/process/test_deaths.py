@@ -26,8 +26,8 @@ from tests.process.test_launch import words
 
 EVERY_BATCH = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 SUICIDE = """
-import os, signal
-if "KIT_PARENT" in os.environ and not os.environ.get("KIT_BACKUP"):
+import os, signal, sys
+if "KIT_PARENT" in os.environ and "backups" not in sys.orig_argv:
     from kit.process import worker
     calls = []
     def asked(self):
