@@ -202,9 +202,9 @@ def to_args(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _json(value: Any) -> Any:
-    return (
-        value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, (set, range)) else str(value)
-    )
+    if hasattr(value, "tolist"):  # numpy's and torch's
+        return value.tolist()
+    return list(value) if isinstance(value, (set, range)) else str(value)
 
 
 def _foreign(schema: Schema, path: str | Path, values: dict[str, Any]) -> dict[str, Any]:
