@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from kit.errors import DataError
+from kit.kaggle.inputs import VALIDATION
 from kit.store import archive
 
 LARGEST = 1 << 20  # bytes of a description, and values in it
 SPLITS = ("train", "val", "test")
-VALIDATION = ("val", "validation", "valid", "test")  # folders of a classification set, in the order of Ultralytics
 IMAGES = frozenset(  # as Ultralytics has them
     {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import yaml
 
 from kit.config import Config
 from kit.data import description, shapes
-from kit.data.description import VALIDATION
 from kit.errors import DataError
-from kit.kaggle import session
+from kit.kaggle import inputs, session
+from kit.kaggle.inputs import VALIDATION, Place
 from kit.store import disk
 
 LISTED = 20  # data sets that a message lists
@@ -61,7 +60,7 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
         DataError: It is missing or broken, or there are several.
     """
     if name == "auto":
-        path = _find_attached(session.inputs(), classify)
+        path = _find_attached(classify)
     elif name == "shapes":
         path = shapes.make(session.scratch() / "datasets" / "shapes")
     else:
@@ -75,8 +74,9 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
     return _detection(path)
 
 
-def _find_attached(root: Path, classify: bool | None) -> Path:
-    described, classified = _search(root)
+def _find_attached(classify: bool | None) -> Path:
+    root = session.inputs()
+    described, classified = _search(inputs.attached())
     found, others = (classified, described) if classify else (described, classified)
     if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
         return path
@@ -95,7 +95,7 @@ def _find_within(folder: Path, classify: bool | None) -> Path:
     for own in (folder / "data.yaml", folder / "data.yml"):
         if own.is_file():
             return own
-    described, classified = _search(folder)
+    described, classified = _search(inputs.walk(folder))
     first, second = (classified, described) if classify else (described, classified)
     if path := _choose(folder, first) or _choose(folder, second):
         return path
@@ -128,23 +128,23 @@ def _choose(root: Path, found: Found) -> Path | None:
     raise DataError("\n".join([f"{len(paths)} data sets lie under '{root}', choose one of them:", *lines]))
 
 
-def _search(root: Path) -> tuple[Found, Found]:
-    """Look below a folder for descriptions, and for folders of images by class; it goes through no images."""
+def _search(places: Iterable[Place]) -> tuple[Found, Found]:
+    """Look for descriptions, and for folders of images by class."""
     described: Found = {}
     classified: Found = {}
-    for name, folders, files in os.walk(root):
-        folder = Path(name)
+    done: list[Path] = []
+    for folder, folders, files in places:
+        if any(folder.is_relative_to(each) for each in done):
+            continue
         if "args.yaml" in files:  # what an earlier training left: a data.yaml in it is a copy
-            folders.clear()
+            done.append(folder)
             continue
         for file in files:
             if file.lower().endswith((".yaml", ".yml")) and _describes(folder / file):
                 described[folder / file] = _content(folder / file)
         if "train" in folders and (names := _classes(folder / "train")):
             classified[folder] = None if {*VALIDATION}.isdisjoint(folders) else (str(folder), names)
-            folders.clear()
-        elif {"images", "labels"} <= {*folders}:
-            folders[:] = {*folders} - {"images", "labels"}
+            done.append(folder)
     return described, classified
 
 

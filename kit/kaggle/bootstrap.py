@@ -3,8 +3,9 @@
 Standard library only, because nothing else may be there yet. The cell itself finds or clones the repository; its text
 is made by `kit.kaggle.notebook`.
 
-pip resolves first (`--dry-run`), with everything that is installed held by a constraint, and then installs what it
-chose without looking at dependencies again. So a conflict changes nothing, and nothing that was there moves.
+pip gets a constraint for everything that is installed: it resolves and downloads all before it changes anything, so a
+conflict changes nothing, and nothing that was there moves. It installs a package after those that it needs, so one that
+is there is whole, also after a kill.
 
 Not covered: an installation that is broken already. Only the presence and the version of what requirements.txt names
 are looked at when nothing has to be installed.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kit.errors import KitError
+from kit.kaggle import inputs, session
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 15.0  # for the package index's first answer: a resolver without a network may keep silent for minutes
 # The same module comes in packages of other names (-headless, -contrib), and two of them overwrite each other's files.
 MODULES = {"opencv-python": "cv2"}
@@ -42,17 +42,17 @@ def setup() -> str:
     Raises:
         KitError: A package is missing and could not be installed, or is there in a version that the kit cannot use.
     """
-    sys.path[:] = dict.fromkeys([str(ROOT), *sys.path])
-    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.path[:] = dict.fromkeys([str(session.REPOSITORY), *sys.path])
+    paths = [str(session.REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     missing = [line for line in requirements() if not satisfied(line)]
     said = install(missing) if missing else "nothing had to be installed"
-    return f"The kit is in {ROOT}; {said}"
+    return f"The kit is in {session.REPOSITORY}; {said}"
 
 
 def requirements() -> list[str]:
     """Return the lines of requirements.txt without their comments."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = (session.REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
 
 
@@ -100,23 +100,20 @@ def install(missing: list[str]) -> str:
             for name, module in MODULES.items()
             if name not in before and importlib.util.find_spec(module)
         }
-        held, report = Path(folder, "constraints.txt"), Path(folder, "report.json")
+        held = Path(folder, "constraints.txt")
         lines = [f"{name}=={version}\n" for name, version in {**before, **stand_ins}.items()]
         held.write_text("".join(lines), encoding="utf-8")
-        _pip_install(
-            missing, source, "--dry-run", "--report", str(report), "--constraint", str(held), "--find-links", folder
-        )
-        items = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
-    chosen = {_name(item["name"]): item["version"] for item in items if _name(item["name"]) not in stand_ins}
-    asked = {_name(line) for line in missing}
-    # What the kit names comes last, because that is what the next run looks at if this one is killed.
-    for part in (chosen.keys() - asked, chosen.keys() & asked):
-        if part:
-            _pip_install([f"{name}=={chosen[name]}" for name in sorted(part)], source, "--no-deps")
+        code, said = _pip("install", "--constraint", str(held), "--find-links", folder, *source, *missing)
+    if code:
+        raise KitError(f"{', '.join(missing)} could not be installed: {_reason(said, source)}")
+    if stand_ins:
+        _pip("uninstall", "--yes", *stand_ins)
     importlib.invalidate_caches()
-    if changes := moved(before, installed()):
+    after = installed()
+    if changes := moved(before, after):
         raise KitError(f"pip has moved {', '.join(changes)}: restart the session, so that nothing runs on a mixture.")
-    return f"installed {', '.join(f'{n} {v}' for n, v in sorted(chosen.items()))}; nothing that was there has moved"
+    new = [f"{name} {version}" for name, version in sorted(after.items()) if name not in before]
+    return f"installed {', '.join(new)}; nothing that was there has moved"
 
 
 def installed() -> dict[str, str]:
@@ -142,7 +139,7 @@ def _name(requirement: str) -> str:
 def _stand_in(name: str, present: Mapping[str, str], folder: Path) -> str:
     """Make an empty wheel that pip can choose, for a package whose module is there under another name.
 
-    It serves the dry run alone and is never installed.
+    It is removed again once pip is done.
 
     Returns:
         Its version: that of the package whose place it takes.
@@ -170,13 +167,7 @@ def _named_wheels() -> list[str]:
 
 
 def _with_wheels(root: Path) -> list[Path]:
-    return sorted({wheel.parent for wheel in root.rglob("*.whl")})
-
-
-def _pip_install(what: list[str], source: list[str], *options: str) -> None:
-    code, said = _pip("install", *options, *source, *what)
-    if code:
-        raise KitError(f"{', '.join(what)} could not be installed: {_reason(said, source)}")
+    return [place.folder for place in inputs.walk(root) if any(name.endswith(".whl") for name in place.files)]
 
 
 def _reason(said: str, source: list[str]) -> str:
@@ -188,7 +179,7 @@ def _reason(said: str, source: list[str]) -> str:
                 "another environment in the notebook's settings, or a version of the kit that fits this one."
             )
     if source == ["--no-index"]:
-        others = ", ".join(f"'{each}'" for each in _with_wheels(Path(os.environ.get("KIT_INPUT") or "/kaggle/input")))
+        others = ", ".join(f"'{each}'" for each in _with_wheels(session.inputs()))
         unused = f" Not used, because COPY does not name it: {others}." if others else ""
         return (
             f"there is no internet, and COPY names no wheels.{unused} Switch it on (Session options), or see «Without "

@@ -105,22 +105,6 @@ def _room(folder: Path, disk: Disk) -> tuple[str, int]:
     return f"{folder}, {free / 1e9:.1f} GB free", free
 
 
-def attached() -> Verdict:
-    """Data sets under the input folder, in the older layout (`SLUG`) and the newer (`datasets/OWNER/SLUG`)."""
-    folder = session.inputs()
-    found = sorted(folder.rglob("data.y*ml"))
-    if len(found) == 1:
-        return OK, str(found[0]), ""
-    if found:
-        text = f"{len(found)} data sets: {', '.join(map(str, found))}"
-        return WARNING, text, "choose one with data=PATH: data=auto takes the only one"
-    if folder.is_dir() and any(folder.iterdir()):
-        return WARNING, f"no data.yaml under {folder}", "attach a YOLO data set, or give data=FOLDER to classify"
-    if session.on_kaggle():
-        return WARNING, "nothing is attached", "attach a data set with «Add input», or try data=shapes"
-    return OK, "nothing is attached", ""
-
-
 def online(reached: bool) -> Verdict:
     """The internet, which only downloads need."""
     if reached:

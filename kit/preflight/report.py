@@ -154,7 +154,6 @@ def findings(
             "shared memory": lambda: checks.shared_memory(root / "dev/shm", disk),
             "working": lambda: checks.working(disk),
             "scratch": lambda: checks.scratch(disk),
-            "data": checks.attached,
             "internet": lambda: checks.online(internet()),
             "torch": lambda: checks.torch_itself(facts()),
             "GPU": lambda: checks.gpus(session.gpus(), facts(), config.train.get("device")),

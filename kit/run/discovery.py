@@ -13,7 +13,7 @@ from typing import Any
 
 from kit.config import Config, differences, from_dict
 from kit.errors import CheckpointError, MismatchError
-from kit.kaggle import session
+from kit.kaggle import inputs, session
 from kit.store import checkpoint
 from kit.store.checkpoint import Summary
 from kit.store.folder import LATEST, PREVIOUS, RunFolder
@@ -174,8 +174,7 @@ def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
     for name in (LATEST, PREVIOUS):
         pattern = name.replace(".", "*.")
         yield from sorted(session.working().glob(pattern))
-        if session.inputs().is_dir():
-            yield from sorted(session.inputs().rglob(pattern))
+        yield from inputs.files(pattern)
     for folder in (restored, session.rescue_folder(run_folder)):
         if folder is not None and (folder / LATEST).exists():
             yield folder / LATEST

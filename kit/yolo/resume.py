@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import guess_model_task
 from kit.config import Config
 from kit.data import description, find
 from kit.errors import CheckpointError, MismatchError, ModelError
-from kit.kaggle import session
+from kit.kaggle import inputs, session
 from kit.run import discovery
 from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
 from kit.run.status import Status, read as news
@@ -201,7 +201,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
             status.say(f"{best.name} of the run folder was kept as {disk.quarantine(best, 'old').name}")
     if found.summary is None or found.summary.best_map is None:
         return
-    for path in [*sorted(found.path.parent.glob(UPLOADED)), *sorted(session.inputs().rglob(UPLOADED))]:
+    for path in [*sorted(found.path.parent.glob(UPLOADED)), *inputs.files(UPLOADED)]:
         if path != best:
             seen = discovery.look(path, load=open_best)
             if seen.problem:

@@ -25,7 +25,7 @@ from kit.config import Config
 from kit.data import find
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
-from kit.kaggle import deaths, gpu, session
+from kit.kaggle import deaths, gpu, inputs, session
 from kit.parallel.ranks import ALONE, Ranks, one_at_a_time
 from kit.parallel.world import World
 from kit.run import discovery, status as status_module
@@ -79,6 +79,7 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
     Raises:
         InputError: The data set, the model, a setting or the device cannot be used.
     """
+    inputs.forget()
     task = task_of(config, resume)
     if world.size == world.local_size:  # another machine may have a checkpoint
         check_model(config, resume)

@@ -39,10 +39,8 @@ class Machine:
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.index),
         }
-        (self.root / "kit/kaggle").mkdir(parents=True)
         self.index.mkdir()
-        for name in ("__init__", "errors", "kaggle/__init__", "kaggle/bootstrap"):
-            shutil.copy(session.REPOSITORY / f"kit/{name}.py", self.root / f"kit/{name}.py")
+        shutil.copytree(session.REPOSITORY / "kit", self.root / "kit", ignore=shutil.ignore_patterns("__pycache__"))
         self.needs("tool>=2,<3  # a reason may stand here")
 
     def needs(self, *lines: str) -> None:

@@ -204,37 +204,6 @@ def test_scratch_that_somebody_planted_stops(place: Path) -> None:
     check(look()["scratch"], "stop", "belongs to another user", "set KIT_SCRATCH to a folder of yours")
 
 
-@pytest.mark.parametrize("folder", ["shapes", "datasets/somebody/shapes", "shapes/deep/below"])
-def test_attached_data_set_is_found_in_every_layout(kaggle: str, place: Path, folder: str) -> None:
-    """The older layout, the newer, and a folder within the data set."""
-    (place / "input" / folder).mkdir(parents=True)
-    (place / "input" / folder / "data.yml").touch()
-    check(look()["data"], "ok", f"input/{folder}/data.yml", "")
-
-
-def test_several_data_sets_are_said(kaggle: str, place: Path) -> None:
-    """`data=auto` takes the only one."""
-    for name in ("one", "two"):
-        (place / "input" / name).mkdir()
-        (place / "input" / name / "data.yaml").touch()
-    check(look()["data"], "warning", "2 data sets: ", "choose one with data=PATH")
-
-
-def test_input_without_a_data_yaml_is_said(kaggle: str, place: Path) -> None:
-    """It may be one to classify with, or no data set at all."""
-    (place / "input/photos").mkdir()
-    check(look()["data"], "warning", "no data.yaml under", "give data=FOLDER to classify")
-
-
-def test_nothing_attached_is_said_on_kaggle_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere data lies anywhere, and there may be no input folder."""
-    check(look()["data"], "ok", "nothing is attached", "")
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    check(look()["data"], "warning", "nothing is attached", "«Add input»")
-    (place / "input").rmdir()
-    check(look()["data"], "warning", "nothing is attached", "«Add input»")
-
-
 def listening(monkeypatch: pytest.MonkeyPatch, waiting: int = 8) -> socket.socket:
     """Return a server of this machine, which is the internet now."""
     server = socket.create_server(("127.0.0.1", 0), backlog=waiting)

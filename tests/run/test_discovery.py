@@ -12,6 +12,7 @@ import pytest
 
 from kit.config import Config
 from kit.errors import MismatchError
+from kit.kaggle import inputs
 from kit.run import discovery
 from kit.run.discovery import Candidate, Verdict
 from kit.yolo.settings import schema
@@ -221,6 +222,7 @@ def test_run_in_the_folder_is_not_left_for_another_that_got_further(place: Path,
     assert taken(verdicts) == own
     assert verdicts[0].reason == "of another run than the one in the run folder"
     further = save(place / "input/v2/latest.pt", state(30, run_id="new"))
+    inputs.forget()
     assert taken(judge()) == further
 
 
