@@ -150,10 +150,10 @@ def plain(loaded: Any, world: World, turns: Turns) -> None:
     from torch.nn.parallel import DistributedDataParallel
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    from kit.data import find
     from kit.run.run import Run
     from kit.run.status import Status
-    from kit.yolo.resume import identify
+    from kit.store.folder import RunFolder
+    from kit.yolo.identity import identify
     from kit.yolo.setup import Setup
 
     class Plain(Setup, DetectionTrainer):  # type: ignore[misc]
@@ -171,10 +171,9 @@ def plain(loaded: Any, world: World, turns: Turns) -> None:
             return loader
 
     folder = Path(tempfile.mkdtemp(dir=session.scratch()))
-    dataset = find.resolve(str(loaded.get("data")))
-    identity = identify(loaded, dataset, "detect")
+    dataset, identity = identify(loaded)
     overrides = {**loaded.train, "data": str(dataset.path), "save_dir": str(folder), "save": False}
-    kind = type("Plain", (Plain,), {"run": Run(loaded, folder, identity, Status(folder), lambda: "", None)})
+    kind = type("Plain", (Plain,), {"run": Run(loaded, folder, identity, Status(RunFolder(folder)), lambda: "", None)})
     trainer = kind(overrides=overrides)
 
     trainer.add_callback("on_train_batch_end", lambda _: turns.step("plain"))

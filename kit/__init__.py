@@ -94,9 +94,9 @@ def verify(path: str | Path) -> None:
     Raises:
         KitError: It is missing or damaged.
     """
-    from kit.store import archive
+    from kit.store import trust
 
-    archive.verify(Path(path))
+    trust.verify(Path(path))
 
 
 def doctor(config: str | Path | None = None, **settings: Any) -> None:

@@ -15,8 +15,7 @@ from kit.preflight import report
 from kit.preflight.checks import STOP
 from kit.process import backups, worker
 from kit.run import status
-from kit.store import archive, disk
-from kit.store.folder import RunFolder
+from kit.store import disk, trust
 from kit.yolo import environment
 from kit.yolo.settings import load
 
@@ -143,21 +142,18 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _find(options: argparse.Namespace) -> int:
-    from kit.data import find
     from kit.run import discovery
 
     config = load(options.config, options.settings)
     environment.prepare()
-    from kit.yolo.resume import identify, task_of
+    from kit.yolo.identity import identify
 
     try:
-        task = task_of(config)
-        dataset = find.resolve(str(config.get("data")), task == "classify")
-        verdicts = discovery.judge(config, identify(config, dataset, task))
+        _, identity = identify(config, elsewhere=True)
+        verdicts = discovery.judge(config, identity)
     except InputError as error:  # no data set attached, or another run in the folder: what is there is still told
         print(f"warning: {error}", file=sys.stderr)
-        scanned = discovery.scan(config.run_folder, config.restored_folder)
-        verdicts = [discovery.Verdict(found, reason=found.problem) for found in scanned]
+        verdicts = [discovery.Verdict(found, reason=found.problem) for found in discovery.scan(config)]
     if options.json:
         print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))
         return 0
@@ -175,7 +171,7 @@ def _verify(options: argparse.Namespace) -> int:
     worst = 0
     for path in options.files:
         try:
-            archive.verify(path)
+            trust.verify(path)
             print(f"{path}: good")
         except KitError as error:
             print(error)
@@ -184,7 +180,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = RunFolder(load(options.config).run_folder)
+    folder = load(options.config).files
     environment.prepare()
     from kit.store import checkpoint
     from kit.yolo import export, models

@@ -23,6 +23,7 @@ import yaml
 
 from kit.errors import ConfigError
 from kit.kaggle import session
+from kit.store.folder import RunFolder
 
 RENAMED = {"kit.ranks": "kit.slices"}  # old name -> new
 TEXTS = {"kit.run": frozenset({"str"}), "kit.backup": frozenset({"str", "optional"})}
@@ -87,6 +88,11 @@ class Config:
     def run_folder(self) -> Path:
         """The run's folder, below the working folder."""
         return session.working() / self.kit.run
+
+    @property
+    def files(self) -> RunFolder:
+        """The files in the run's folder."""
+        return RunFolder(self.run_folder)
 
     @property
     def classifies(self) -> bool | None:

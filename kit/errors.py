@@ -50,6 +50,23 @@ class KitError(Exception):
         """Return what another process needs to raise it."""
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, str], exit_code: int) -> KitError:
+        """Return the exception that another process has ended with.
+
+        Args:
+            values: As `to_dict` returns them.
+            exit_code: Of that process.
+        """
+
+        def tree(of: type[KitError]) -> list[type[KitError]]:
+            return [of, *(each for below in of.__subclasses__() for each in tree(below))]
+
+        kind = next((each for each in tree(KitError) if each.kind == values.get("kind")), KitError)
+        error = kind(str(values.get("message", "")), str(values.get("hint", "")))
+        error.exit_code = exit_code
+        return error
+
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook, where IPython asks for the traceback's text."""
         return ["The box above says what to do."] if self.shown else [f"\x1b[31merror:\x1b[0m {self}"]
@@ -150,20 +167,3 @@ class Stopped(KitError):
 
     kind = "stopped"
     exit_code = 75
-
-
-def from_dict(values: dict[str, str], exit_code: int) -> KitError:
-    """Return the exception that another process has ended with.
-
-    Args:
-        values: As `to_dict` returns them.
-        exit_code: Of that process.
-    """
-
-    def tree(of: type[KitError]) -> list[type[KitError]]:
-        return [of, *(each for below in of.__subclasses__() for each in tree(below))]
-
-    kind = next((each for each in tree(KitError) if each.kind == values.get("kind")), KitError)
-    error = kind(str(values.get("message", "")), str(values.get("hint", "")))
-    error.exit_code = exit_code
-    return error

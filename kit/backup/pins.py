@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import CheckpointError
-from kit.store import archive, disk
+from kit.store import disk, trust
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.store.peek import checksum, read_facts
 
@@ -81,7 +81,7 @@ class Pins:
         key = disk.identity(path)
         if key not in self._described:
             try:
-                archive.verify(path)
+                trust.verify(path)
                 self._described[key] = {"size": path.stat().st_size, "sha256": checksum(path)}
             except CheckpointError:
                 self._described[key] = None

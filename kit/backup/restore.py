@@ -21,7 +21,7 @@ from kit.config import Config
 from kit.data import find
 from kit.errors import ConfigError, KitError
 from kit.kaggle import session
-from kit.store import archive, disk
+from kit.store import disk, trust
 from kit.store.folder import RunFolder
 from kit.store.peek import read_facts
 
@@ -133,7 +133,7 @@ def _standing(folder: RunFolder) -> dict[str, Any] | None:
     found = []
     for path in (folder.latest, folder.previous):
         with contextlib.suppress(KitError):
-            archive.verify(path)
+            trust.verify(path)
             found.append(read_facts(path))
     return max(found, key=order, default=None)
 
@@ -147,7 +147,10 @@ def _choose(manifests: list[Manifest], config: Config, here: dict[str, Any] | No
         Those of one run, the furthest first.
     """
     if here is None:
-        same = {"model": Path(str(config.get("model"))).stem, "names": find.names(config)}
+        same = {
+            "model": Path(str(config.get("model"))).stem,
+            "names": find.resolve(str(config.get("data")), config.classifies).trained(config),
+        }
         replaced = {run for manifest in manifests for run in manifest["replaces"]}
         fits = [
             manifest

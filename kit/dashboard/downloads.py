@@ -28,7 +28,7 @@ from urllib.parse import quote
 from kit.dashboard.page import wrap
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
-from kit.store import archive, disk
+from kit.store import disk, trust
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.text import size
 
@@ -198,7 +198,7 @@ def _yield_to_training() -> None:
 def peek(file: BinaryIO) -> dict[str, Any]:
     """Read `epoch`, `of_epoch` and `best_map` of a checkpoint without torch; nothing in it is executed."""
     try:
-        state = archive.look_through(file)
+        state = trust.look_through(file)
     except CheckpointError:
         return {}
     found = {name: state.get(name) for name in ("epoch", "of_epoch", "best_map")} if isinstance(state, dict) else {}

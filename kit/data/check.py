@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,46 @@ class Scan:
     error: str = ""
 
 
-def start(dataset: DataSet, task: str, *, single_cls: bool = False) -> Report:
-    """Return the report on a data set before its images are scanned, with the errors that its description has.
+def look(
+    dataset: DataSet,
+    task: str,
+    scan: Callable[[], dict[str, Scan]],
+    remember: Path,
+    *,
+    single_cls: bool = False,
+    classes: int | Sequence[int] | None = None,
+) -> Report:
+    """Report on a data set; on its description alone where that has an error, or its images are still to be fetched.
 
     Args:
         dataset: As `find.resolve` found it.
         task: `detect`, `segment`, `pose`, `obb` or `classify`.
+        scan: Scans the images of `train` and `val`.
+        remember: A folder that keeps reports: files that have not changed are not read again.
         single_cls: All classes count as one.
+        classes: The numbers of those that are used.
     """
+    report = _start(dataset, task, single_cls)
+    if report.errors or dataset.values.get("download"):
+        return report
+    scans = scan()
+    images = {split: files.with_stamps(scan.listed) for split, scan in scans.items()}
+    seen = (VERSION, asdict(report), dataset.names, classes, scans, images)
+    memory = remember / f"{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}.json"
+    if known := recall(memory):
+        return known
+    used = None if classes is None or dataset.path.is_dir() else {classes} if isinstance(classes, int) else {*classes}
+    hashes = {split: _add(report, split, scan, images[split], used) for split, scan in scans.items()}
+    _compare(report, dataset, hashes)
+    text = json.dumps(asdict(report)).encode()
+    disk.publish(disk.make_folder(remember) / memory.name, lambda file: file.write(text), durable=False)
+    return report
+
+
+def _start(dataset: DataSet, task: str, single_cls: bool) -> Report:
     by_folder = dataset.path.is_dir()
-    values = {} if by_folder else description.read(dataset.path)
-    place = str(dataset.path if by_folder else values.get("path"))
+    values = dataset.values
+    place = str(values.get("path", dataset.path))
     report = Report(place, task, ["item"] if single_cls else list(dataset.names), settings=settings_of(values, task))
     if by_folder != (task == "classify"):
         needed = "a data.yaml and label files" if by_folder else "'train' and 'val' with one folder of images per class"
@@ -88,37 +117,6 @@ def _is_sound(kpt_shape: Any) -> bool:
         case [int(number), 2 | 3]:
             return number > 0
     return False
-
-
-def complete(
-    report: Report,
-    dataset: DataSet,
-    scans: dict[str, Scan],
-    classes: int | Sequence[int] | None = None,
-    remember: Path | None = None,
-) -> Report:
-    """Complete a report by what the scans found.
-
-    Args:
-        report: As `start` returns it.
-        dataset: The data set.
-        scans: Of `train` and `val`.
-        classes: The numbers of those that are used.
-        remember: A folder that keeps reports: files that have not changed are not read again.
-    """
-    images = {split: files.with_stamps(scan.listed) for split, scan in scans.items()}
-    seen = (VERSION, asdict(report), dataset.names, classes, scans, images)
-    name = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
-    memory = remember and remember / f"{name}.json"
-    if memory and (known := recall(memory)):
-        return known
-    used = None if classes is None or dataset.path.is_dir() else {classes} if isinstance(classes, int) else {*classes}
-    hashes = {split: _add(report, split, scan, images[split], used) for split, scan in scans.items()}
-    _compare(report, dataset, hashes)
-    if memory:
-        text = json.dumps(asdict(report)).encode()
-        disk.publish(disk.make_folder(memory.parent) / memory.name, lambda file: file.write(text), durable=False)
-    return report
 
 
 def _add(

@@ -14,7 +14,7 @@ import yaml
 
 from kit.errors import DataError
 from kit.kaggle.inputs import VALIDATION
-from kit.store import archive
+from kit.store import trust
 
 LARGEST = 1 << 20  # bytes of a description, and values in it
 SPLITS = ("train", "val", "test")
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise DataError(f"'{path}' must hold `train:`, `val:` and `names:` but holds {type(values).__name__}.")
-    if archive.unfolds(values, LARGEST):  # lists of lists of lists, by reference
+    if trust.unfolds(values, LARGEST):  # lists of lists of lists, by reference
         raise DataError(f"'{path}' unfolds to more than it holds: write it without references.")
     return values
 

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,18 +34,17 @@ class DataSet:
         path: What to hand to Ultralytics: a `data.yaml` with absolute paths, or a classification set's folder.
         names: The classes, in the order of their numbers.
         source: Where it was found: its own description, or its folder.
+        values: The entries of the `data.yaml`; none of a classification set.
     """
 
     path: Path
     names: tuple[str, ...]
     source: Path = field(default=Path(), compare=False, repr=False)
+    values: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-
-def names(config: Config, dataset: DataSet | None = None) -> list[str]:
-    """Return the classes that a run trains; the data set is found where it is not given."""
-    if config.get("single_cls"):
-        return ["item"]
-    return list((dataset or resolve(str(config.get("data")), config.classifies)).names)
+    def trained(self, config: Config) -> list[str]:
+        """Return the classes that a run trains."""
+        return ["item"] if config.get("single_cls") else list(self.names)
 
 
 def resolve(name: str, classify: bool | None = False) -> DataSet:
@@ -70,7 +70,8 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
     if path.is_dir():
         return _classification(path)
     if not path.is_file() and (built_in := _built_in(name)):
-        return DataSet(built_in, description.classes(built_in, description.read(built_in)), Path(name))
+        values = description.read(built_in)
+        return DataSet(built_in, description.classes(built_in, values), Path(name), values)
     return _detection(path)
 
 
@@ -182,7 +183,7 @@ def _detection(path: Path) -> DataSet:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
     folder = disk.make_folder(session.scratch() / "datasets" / hashlib.sha256(text).hexdigest()[:12])
     disk.publish(folder / "data.yaml", lambda file: file.write(text), durable=False)
-    return DataSet(folder / "data.yaml", names, path)
+    return DataSet(folder / "data.yaml", names, path, values)
 
 
 def _classification(path: Path) -> DataSet:

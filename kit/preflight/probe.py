@@ -1,4 +1,4 @@
-"""What torch, the checkpoints within reach and training itself say: `python -m kit.preflight.probe RUN_FOLDER CONFIG`.
+"""What torch, the checkpoints within reach and training itself say: `python -m kit.preflight.probe SETTINGS [sound]`.
 
 The notebook's kernel never imports torch and never makes a CUDA context, so `kit.preflight.report` starts this and
 reads what it prints: lines of JSON about torch and its GPUs, the checkpoints, and what training would start with.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,10 +43,10 @@ def look(kernel: Callable[[torch.device], None] = convolve, cuda: Any = torch.cu
     return {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
 
 
-def checkpoints(run_folder: Path) -> list[dict[str, Any]]:
+def checkpoints(config: Config) -> list[dict[str, Any]]:
     """Return what is known of every checkpoint within reach; they are verified up to the first good one."""
     found: list[discovery.Candidate] = []
-    for candidate in discovery.scan(run_folder):
+    for candidate in discovery.scan(config):
         known = candidate.problem or any(not better.problem for better in found)
         found.append(candidate if known else discovery.look(candidate.path))
     return [{**each.to_dict(), "position": each.summary.position if each.summary else ""} for each in found]
@@ -67,12 +66,13 @@ def start(config: Config) -> dict[str, Any]:
     return {**names, "classes": len(identity["names"])}
 
 
-def main(run_folder: str, config: str = "") -> None:
+def main(settings: str, sound: str = "") -> None:
     """Print a line each; the first does not wait for the others, which may have to read large files."""
     print(json.dumps(look()), flush=True)
-    print(json.dumps({"checkpoints": checkpoints(Path(run_folder))}), flush=True)
-    if config:
-        print(json.dumps({"start": start(from_dict(json.loads(config)))}), flush=True)
+    config = from_dict(json.loads(settings))
+    print(json.dumps({"checkpoints": checkpoints(config)}), flush=True)
+    if sound:
+        print(json.dumps({"start": start(config)}), flush=True)
 
 
 if __name__ == "__main__":

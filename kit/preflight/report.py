@@ -143,8 +143,7 @@ def findings(
     except KitError as error:
         problem = str(error)
     internet = connecting()
-    given = [] if problem else [json.dumps(config.to_dict())]
-    with probe(str(config.run_folder), *given) as facts:
+    with probe(json.dumps(config.to_dict()), *([] if problem else ["sound"])) as facts:
         looks: dict[str, Callable[[], checks.Verdict | None]] = {
             "settings": lambda: checks.sentence(problem) if problem else None,
             "place": checks.place,

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kit.errors import CrashError, InputError, KitError, StorageError, from_dict
+from kit.errors import CrashError, InputError, KitError, StorageError
 from kit.kaggle import deaths, session
 from kit.store import disk
 
@@ -59,7 +59,7 @@ def read_ending(path: Path, code: int, lines: Sequence[str]) -> KitError:
         lines: Of the log; they explain a crash, and an end without a word.
     """
     try:
-        error = from_dict(json.loads(path.read_bytes()), code)
+        error = KitError.from_dict(json.loads(path.read_bytes()), code)
     except (OSError, ValueError):
         kind = InputError if code == InputError.exit_code else CrashError
         error = kind(f"The process ended with exit code {code}", CRASHED)

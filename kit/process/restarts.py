@@ -53,13 +53,13 @@ class Restarts:
             f"{lost.message} Training starts again from the last checkpoint ({len(self.warnings) + 1} of {self._most}, "
             "kit.restarts)."
         )
-        status.change(self._folder, state="starting")
+        status.change(RunFolder(self._folder), {"state": "starting"})
         return None
 
     def give_up(self, error: KitError) -> None:
         """Write what ended training into its status, which it could not do itself."""
         if status.read(self._folder).get("updated", 0) >= self._began:
-            status.change(self._folder, state="failed", **error.to_dict())
+            status.change(RunFolder(self._folder), {"state": "failed", **error.to_dict()})
 
     def _stamp(self) -> tuple[int, int]:
         try:

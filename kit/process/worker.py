@@ -89,7 +89,7 @@ def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequ
         train.train(config, resume, stop, world, restarted=restarted)
         code = 0
     except Stopped as stopped:
-        status.end(config.run_folder, stopped)
+        status.end(config.files, stopped)
         code = 0 if under_torchrun() else stopped.exit_code  # torchrun turns any other into 1
     except LostError as error:
         print(error, file=sys.stderr)  # what ended the other one is the error
@@ -113,7 +113,7 @@ def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequ
 
 
 def _tell(config: Config, ended: Path | None, error: KitError) -> None:
-    status.end(config.run_folder, error)
+    status.end(config.files, error)
     write_ending(ended, error)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kit.config import Config, differences, from_dict
-from kit.errors import CheckpointError, MismatchError
+from kit.errors import CheckpointError, InputError, MismatchError
 from kit.kaggle import inputs, session
 from kit.store import checkpoint
 from kit.store.checkpoint import Summary
-from kit.store.folder import LATEST, PREVIOUS, RunFolder
+from kit.store.folder import LATEST, PREVIOUS
 
 LESS = "fewer steps than the one that is taken"
+FAR = 1 << 40  # more steps than any run has: a later branch is further
 ABANDONED = "abandoned"  # the suffix of the newest checkpoint before a branch, until the branch has more steps
 
 
@@ -52,14 +53,13 @@ class Verdict:
         return {**self.candidate.to_dict(), "taken": self.taken, "reason": self.reason}
 
 
-def scan(run_folder: Path, restored: Path | None = None) -> list[Candidate]:
+def scan(config: Config) -> list[Candidate]:
     """Open every checkpoint within reach, most steps first; the good ones are still to be verified.
 
-    Args:
-        run_folder: Of the run. Besides it: what was uploaded into the working folder, and all attached inputs.
-        restored: Where a backup was fetched to.
+    That is what lies in the run folder, what was uploaded into the working folder, all that is attached, and what was
+    fetched from a backup or rescued from a full disk.
     """
-    opened = [look(path, verify=False) for path in _places(run_folder, restored)]
+    opened = [look(path, verify=False) for path in _places(config)]
     candidates = [look(found.path) if found.problem else found for found in opened]  # which says what is damaged
     return sorted(candidates, key=lambda found: (-1, 0) if found.summary is None else found.summary.order, reverse=True)
 
@@ -70,19 +70,11 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
         state = checkpoint.read(path, load, verify=verify)
         config = dict(state["config"])
         dict(config.get("kit") or {})  # which `changes` looks at
-        return Candidate(path, checkpoint.summarize(state), identify(state), config, state=state)
+        return Candidate(path, checkpoint.summarize(state), checkpoint.identify(state), config, state=state)
     except CheckpointError as error:
         return Candidate(path, problem=str(error))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Candidate(path, problem=f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
-
-
-def identify(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what tells a checkpoint's run from others; its `structure` is that of its tensors, whatever its name."""
-    architecture, tensors = state["architecture"], state["model_state_dict"]
-    named = {name: architecture.get(name) for name in ("task", "model", "names", "files")}
-    structure = checkpoint.structure(architecture.get("yaml") or {}, tensors)
-    return {**named, "structure": structure, "ultralytics": state["versions"].get("ultralytics")}
 
 
 def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
@@ -102,7 +94,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
     Raises:
         MismatchError: The run folder holds another run.
     """
-    candidates, folder = scan(config.run_folder, config.restored_folder), RunFolder(config.run_folder).checkpoints
+    candidates, folder = scan(config), config.files.checkpoints
     problems = {found.path: found.problem for found in candidates if found.problem}
 
     def good(found: Candidate) -> bool:
@@ -136,6 +128,46 @@ def changes(found: Candidate, config: Config) -> list[str]:
     return differences(from_dict(config.schema, found.config), config)
 
 
+def steps(config: Config, resume: str, identity: dict[str, Any], load: Callable[[Path], Any]) -> int:
+    """Return a number that is the greater the further the checkpoint is that this machine would resume from, or -1.
+
+    Args:
+        config: The settings.
+        resume: `auto`, `never` or the path of a checkpoint, which `load` opens.
+        identity: What tells this run from others.
+        load: As `look` takes it.
+    """
+    try:
+        if resume == "auto":
+            found = [verdict.candidate for verdict in judge(config, identity) if verdict.taken]
+        else:
+            paths = [Path(resume).expanduser()] if resume != "never" else []
+            found = [look(path, load, verify=False) for path in paths]
+    except InputError:
+        return -1  # if no machine has one, the main process says why
+    orders = [each.summary.order for each in found if each.summary]
+    return max((branch * FAR + step for branch, step in orders), default=-1)
+
+
+def branch(found: Candidate, config: Config, *, changed: bool) -> None:
+    """Note that the run is resumed from this checkpoint where another one would be taken, or with other settings.
+
+    That is a decision: it is part of each checkpoint from here on, and counts more than steps. The newest checkpoint of
+    the old line is kept under a name of its own until the branch has more steps (`kit.yolo.resume.install`).
+    """
+    assert found.summary is not None
+    assert found.state is not None
+    rivals = [
+        each.summary.order
+        for each in scan(config)
+        if each.summary
+        and (each.path.parent == config.files.checkpoints or each.summary.run_id == found.summary.run_id)
+    ]
+    furthest = max(rivals, default=found.summary.order)
+    if changed or furthest > found.summary.order:
+        found.state["progress"] |= {"branch": furthest[0] + 1, "branched": True}
+
+
 def _another(found: Candidate, own: Candidate | None, identity: dict[str, Any]) -> str:
     if problem := mismatch(found, identity):
         return f"of another run: {problem}"
@@ -167,14 +199,14 @@ def _short(value: Any) -> str:
     return f"'{text}'" if len(text) < 60 else f"'{text[:57]}...'"
 
 
-def _places(run_folder: Path, restored: Path | None) -> Iterator[Path]:
+def _places(config: Config) -> Iterator[Path]:
     """Yield the run's own checkpoints, then uploads, also under a browser's renamed copy."""
     for pattern in (LATEST, PREVIOUS, f"{LATEST}.{ABANDONED}*"):
-        yield from sorted(RunFolder(run_folder).checkpoints.glob(pattern))
+        yield from sorted(config.files.checkpoints.glob(pattern))
     for name in (LATEST, PREVIOUS):
         pattern = name.replace(".", "*.")
         yield from sorted(session.working().glob(pattern))
         yield from inputs.files(pattern)
-    for folder in (restored, session.rescue_folder(run_folder)):
+    for folder in (config.restored_folder, session.rescue_folder(config.run_folder)):
         if folder is not None and (folder / LATEST).exists():
             yield folder / LATEST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from kit.parallel.ranks import Ranks
 from kit.run.limit import Deadline
 from kit.run.receipt import Receipt
 from kit.run.status import Status
+from kit.store import disk
 from kit.store.folder import RunFolder
+from kit.store.lock import Lock
 from kit.store.writer import Writer
 
 
@@ -32,17 +35,39 @@ class NoWriter(Writer):
     allocate = make_room = save = write_extra = _nothing
 
 
+def open_folder(files: RunFolder, stack: ExitStack) -> tuple[dict[str, Any], Status]:
+    """Make a run folder where there is none, lock it and remove what a kill has left.
+
+    Args:
+        files: Those of the run.
+        stack: Holds the lock until it is closed.
+
+    Returns:
+        What the run last said, and the status of this session.
+
+    Raises:
+        BusyError: Another process trains in it.
+    """
+    status = Status(files)
+    disk.make_folder(files.checkpoints)
+    stack.enter_context(Lock(files.lock))
+    for folder in (files.path, files.checkpoints):
+        disk.remove_leftovers(folder)
+    before = disk.read_json(files.status)
+    status.values["receipt"] = before.get("receipt")
+    return before, status
+
+
 @dataclass
 class Run:
     """One run, in this session."""
 
     config: Config
     folder: Path
-    identity: dict[str, Any]  # what tells this run from others, as `kit.yolo.resume.identify` has it
+    identity: dict[str, Any]  # what tells this run from others, as `kit.yolo.identity.identify` has it
     status: Status  # silent, except in the main process
     stop: Callable[[], str]  # returns why to stop training now, or an empty text
     resumed: dict[str, Any] | None  # the checkpoint to resume from; dropped once restored, for it holds its file open
-    limit: Deadline = field(default_factory=Deadline)
     ranks: Ranks = field(default_factory=Ranks)
     source: str = ""  # the checkpoint's path
     install: Callable[[], None] = lambda: None  # brings it into the run folder once it is restored
@@ -57,6 +82,7 @@ class Run:
         began = self.resumed["architecture"] if self.resumed else self.identity
         self.files: dict[str, str] = began.get("files", {})  # a hash of each that the run's model began with
         self.run_id: str = self.resumed["run_id"] if self.resumed else uuid.uuid4().hex[:12]  # the same in all sessions
+        self.limit = Deadline(self.config.kit.session_hours, bool(self.config.kit.backup))
         kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
         self.receipt = Receipt(self.status.values.get("receipt"), line)
         pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"

@@ -27,12 +27,11 @@ class Status:
     """The progress of one run, written as it changes, by a thread: a rename can take as long as a training step.
 
     Args:
-        folder: The run folder.
-        silent: Neither print nor write: another process tells the same.
+        files: Those of the run; without them it neither prints nor writes, because another process tells the same.
     """
 
-    def __init__(self, folder: Path, silent: bool = False) -> None:
-        self.path, self.silent = RunFolder(folder).status, silent
+    def __init__(self, files: RunFolder | None = None) -> None:
+        self.files = files
         self.values: dict[str, Any] = {"pid": os.getpid(), "messages": [], "notices": []}
         self._next = 0.0
         self._pool = ThreadPoolExecutor(1, "status")
@@ -44,25 +43,21 @@ class Status:
         A full disk does not end a training run: what could not be written is written the next time.
         """
         self.values.update(values)
-        if self.silent or not (now or self.due()):
+        if self.files is None or not (now or self.due()):
             return
         self._next = time.monotonic() + EVERY
         self.values["updated"] = time.time()
-        self._job = self._pool.submit(self._write, json.dumps(for_json(self.values), indent=1).encode())
+        self._job = self._pool.submit(_publish, self.files.status, json.dumps(for_json(self.values), indent=1).encode())
         if now:
             self._job.result()
 
-    def _write(self, text: bytes) -> None:
-        with contextlib.suppress(StorageError, MovedError):
-            disk.publish(self.path, lambda file: file.write(text), durable=False)
-
     def due(self) -> bool:
         """Tell whether the next update will be written."""
-        return not self.silent and time.monotonic() >= self._next and (self._job is None or self._job.done())
+        return self.files is not None and time.monotonic() >= self._next and (self._job is None or self._job.done())
 
     def say(self, line: str) -> None:
         """Print one line for the user and keep it in the file, where the notebook finds it."""
-        if not self.silent:
+        if self.files:
             tell(line)
         self.update(now=True, messages=[*self.values["messages"], line])
 
@@ -94,6 +89,11 @@ class Status:
         self.values["notices"] = [*(each for each in self.values["notices"] if each not in same), notice]
 
 
+def _publish(path: Path, text: bytes) -> None:
+    with contextlib.suppress(StorageError, MovedError):
+        disk.publish(path, lambda file: file.write(text), durable=False)
+
+
 def tell(line: str) -> None:
     """Print a line, unless the log that it goes to lies on a full disk."""
     with contextlib.suppress(OSError):
@@ -105,14 +105,21 @@ def read(folder: Path) -> dict[str, Any]:
     return disk.read_json(RunFolder(folder).status)
 
 
-def change(folder: Path, **values: Any) -> None:
-    """Change what a run last said, when its process is gone."""
-    if known := read(folder):
+def change(files: RunFolder, values: dict[str, Any], pid: int | None = None) -> None:
+    """Change what a run last said, when its process is gone, or is this one.
+
+    Args:
+        files: Those of the run.
+        values: What is new.
+        pid: Change it only where this process has said it.
+    """
+    known = disk.read_json(files.status)
+    if known and pid in (None, known.get("pid")):
         with contextlib.suppress(StorageError):
-            disk.write_json(RunFolder(folder).status, {**known, **values})
+            disk.write_json(files.status, {**known, **values})
 
 
-def end(folder: Path, error: KitError) -> None:
+def end(files: RunFolder, error: KitError) -> None:
     """Say what ended this process, unless the status is of another one: that still trains, or did so before."""
-    if read(folder).get("pid") == os.getpid():
-        change(folder, state="stopped" if isinstance(error, Stopped) else "failed", **error.to_dict())
+    state = "stopped" if isinstance(error, Stopped) else "failed"
+    change(files, {"state": state, **error.to_dict()}, os.getpid())

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ import torch
 from torch import serialization
 
 from kit.errors import CheckpointError
-from kit.store import archive, records
+from kit.store import records, trust
+from kit.text import duration
 
 FORMAT = 1
 MODEL_CLASSES = ("torch.nn.modules.", "ultralytics.nn.")  # where those come from that a module tree names
@@ -82,6 +84,11 @@ class Summary:
         return self.run_id, self.best_map
 
     @property
+    def age(self) -> str:
+        """How long ago it was written, in words."""
+        return duration(time.time() - self.saved)
+
+    @property
     def position(self) -> str:
         """The position in words."""
         return position({"epoch": self.epoch, "epochs": self.epochs, "batch": self.batch, "batches": self.batches})
@@ -121,6 +128,19 @@ def summarize(state: dict[str, Any]) -> Summary:
     )
 
 
+def identify(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a checkpoint's run from others; its `structure` is that of its tensors, whatever its name.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It lacks something, or that is not what it should be.
+    """
+    architecture, tensors = state["architecture"], state["model_state_dict"]
+    named = {name: architecture.get(name) for name in ("task", "model", "names", "files")}
+    dict(named["files"] or {})
+    built = structure(architecture.get("yaml") or {}, tensors)
+    return {**named, "structure": built, "ultralytics": state["versions"].get("ultralytics")}
+
+
 def write(state: dict[str, Any], file: BinaryIO) -> None:
     """Write a checkpoint into an open file."""
     records.save(state, file)
@@ -147,8 +167,8 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         CheckpointError: The file is missing, damaged, of another format, or holds more than tensors and plain values.
     """
     if verify:
-        archive.verify(path)
-    archive.look_through(path)
+        trust.verify(path)
+    trust.look_through(path)
     try:
         state = load(path)
         foreign = _foreign(state)
@@ -180,7 +200,7 @@ def _foreign(state: Any) -> str:
         return ""
     tree = packed.numpy().tobytes()
     try:
-        archive.look_through(io.BytesIO(tree))
+        trust.look_through(io.BytesIO(tree))
     except CheckpointError as error:
         raise ValueError(str(error)) from error  # `read` knows the file's name
     named = serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(tree))

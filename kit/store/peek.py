@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import CheckpointError
-from kit.store import archive
+from kit.store import trust
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         CheckpointError: It is no checkpoint.
     """
     try:
-        state = archive.look_through(Path(path))
+        state = trust.look_through(Path(path))
         progress, architecture, run_id = state["progress"], state["architecture"], state["run_id"]
         if not re.fullmatch(r"[\w-]+", run_id):
             raise ValueError(f"{run_id!r} names no run")  # it becomes a folder's name in the store
@@ -46,7 +46,7 @@ def mentions(path: Path, word: str) -> bool:
     try:
         if not zipfile.is_zipfile(path):
             return word.encode() in path.read_bytes()
-        with archive.stored(path) as records:
+        with trust.stored(path) as records:
             return any(word.encode() in records.read(name) for name in records.namelist() if name.endswith("/data.pkl"))
     except (OSError, CheckpointError, zipfile.BadZipFile):
         return False

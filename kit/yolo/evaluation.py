@@ -22,7 +22,6 @@ from kit.data.find import DataSet
 from kit.errors import CheckpointError, DataError
 from kit.run import scores
 from kit.store import checkpoint, disk
-from kit.store.folder import RunFolder
 from kit.text import for_json
 from kit.yolo import scan
 from kit.yolo.models import open_best
@@ -71,7 +70,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         DataError: The data set is not here, or not for the run's classes.
     """
     quiet()
-    files = RunFolder(config.run_folder)
+    files = config.files
     best = files.best
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
@@ -126,7 +125,7 @@ def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> Dat
         except DataError as error:
             problems.append(str(error))
             continue
-        if find.names(run, dataset) == architecture["names"]:
+        if dataset.trained(run) == architecture["names"]:
             return dataset
         problems.append(f"The data set '{name}' has other classes than the run.")
     raise DataError(f"The best model cannot be measured. {' '.join(problems)} Give data=PATH of the run's data set.")

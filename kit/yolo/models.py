@@ -28,7 +28,7 @@ from ultralytics.nn.tasks import (
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from kit.errors import CheckpointError, ModelError
-from kit.store import archive
+from kit.store import trust
 from kit.store.checkpoint import shapes
 from kit.yolo.tasks import STOCK
 from kit.yolo.upstream import allowing_models, bare_trainer
@@ -40,7 +40,7 @@ def open_checkpoint(file: Path | io.BytesIO) -> Any:
     """Open a file that may hold a model, as `best.pt` does, through Ultralytics' allow-list of classes."""
     with allowing_models(file):
         if isinstance(file, io.BytesIO):
-            archive.look_through(file)
+            trust.look_through(file)
             file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path) or None)
 
@@ -59,8 +59,8 @@ def load_model(path: str) -> Any:
     """
     try:
         file = Path(attempt_download_asset(path))
-        archive.look_through(file)
-        archive.verify(file)
+        trust.look_through(file)
+        trust.verify(file)
         loaded, _ = torch_safe_load(path, safe_only=True)
         if "ema_state_dict" in loaded and "model" not in loaded:
             model = assemble(loaded, "ema_state_dict")

@@ -5,6 +5,7 @@ Ultralytics scans each file once: training finds the results in the label cache 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,17 @@ def look(dataset: DataSet, task: str, settings: dict[str, Any], remember: Path |
         settings: Ultralytics' settings of the run.
         remember: The folder that keeps reports; that of this user's scratch by default.
     """
-    report = check.start(dataset, task, single_cls=bool(settings.get("single_cls")))
-    if report.errors or (dataset.path.is_file() and description.read(dataset.path).get("download")):
-        return report  # or Ultralytics is still to download it
+    return check.look(
+        dataset,
+        task,
+        partial(_scan, dataset, task, settings),
+        remember or session.scratch() / "checks",
+        single_cls=bool(settings.get("single_cls")),
+        classes=settings.get("classes"),
+    )
+
+
+def _scan(dataset: DataSet, task: str, settings: dict[str, Any]) -> dict[str, Scan]:
     overrides = {**settings, "task": task, "data": str(dataset.path), "cache": False, "rect": False}
     args = get_cfg(overrides=overrides)
     if task == "classify":
@@ -50,4 +59,4 @@ def look(dataset: DataSet, task: str, settings: dict[str, Any], remember: Path |
             make_samples(args, data, STRIDE, data[split], split, 1, scan)
         except (FileNotFoundError, ValueError, RuntimeError, AssertionError) as error:
             scan.error = " ".join(str(error).split())
-    return check.complete(report, dataset, scans, args.classes, remember or session.scratch() / "checks")
+    return scans

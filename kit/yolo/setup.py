@@ -18,7 +18,6 @@ from ultralytics.data.utils import check_det_dataset, get_split_fraction
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-from kit.data import description
 from kit.data.check import Scan
 from kit.data.find import DataSet
 from kit.errors import ConfigError, DataError, ModelError
@@ -202,11 +201,11 @@ def remembered(dataset: DataSet, copy: Path) -> str:
     """
     if dataset.path.is_dir() or dataset.source.name == str(dataset.source):  # a name that Ultralytics knows
         return str(dataset.source)
-    found, values = {}, description.read(dataset.path)
+    found = {}
     if not dataset.source.is_relative_to(session.scratch()):
         with suppress(Exception):  # it may be wrong in any way
             found = check_det_dataset(str(dataset.source), autodownload=False)
-    same = all(_images(found.get(split)) == _images(values[split]) for split in ("train", "val"))
+    same = all(_images(found.get(split)) == _images(dataset.values[split]) for split in ("train", "val"))
     return str(dataset.source if same else copy)
 
 

@@ -20,7 +20,7 @@ from ultralytics.utils import IterableSimpleNamespace
 
 from kit.errors import CheckpointError
 from kit.run import order
-from kit.store import archive, checkpoint
+from kit.store import checkpoint, trust
 from kit.store.checkpoint import plain
 from kit.yolo import models
 from kit.yolo.settings import RESERVED
@@ -34,8 +34,8 @@ def convert(path: Path) -> dict[str, Any] | None:
         CheckpointError: It holds a model and no training state.
     """
     try:
-        archive.look_through(path)
-        archive.verify(path)
+        trust.look_through(path)
+        trust.verify(path)
         saved = models.open_checkpoint(path)
         model: Any = saved.get("ema") or saved.get("model")
         args = saved["train_args"]

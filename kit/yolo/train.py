@@ -22,28 +22,25 @@ from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from kit.config import Config
-from kit.data import find
 from kit.data.find import DataSet
-from kit.errors import ConfigError, DataError, DiedError, InputError, Stopped, StorageError
+from kit.errors import ConfigError, DataError, DiedError, Stopped, StorageError
 from kit.kaggle import deaths, gpu, inputs, session
-from kit.parallel.ranks import ALONE, Ranks, one_at_a_time
+from kit.parallel.ranks import ALONE, Ranks
 from kit.parallel.world import World
 from kit.run import discovery, status as status_module
 from kit.run.limit import Deadline
-from kit.run.run import Run
+from kit.run.run import Run, open_folder
 from kit.run.status import Status
 from kit.store import checkpoint, disk
-from kit.store.folder import RunFolder
-from kit.store.lock import Lock
 from kit.store.refusal import explain
 from kit.text import duration
 from kit.yolo import scan
-from kit.yolo.compatible import fitting
+from kit.yolo.compatible import check as check_state, fitting
+from kit.yolo.identity import identify
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
-from kit.yolo.resume import check_model, choose, complete, identify, install, task_of
-from kit.yolo.settings import from_dict
+from kit.yolo.resume import choose, complete, install
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
 from kit.yolo.tasks import STOCK
@@ -80,19 +77,15 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
         InputError: The data set, the model, a setting or the device cannot be used.
     """
     inputs.forget()
-    task = task_of(config, resume)
-    if world.size == world.local_size:  # another machine may have a checkpoint
-        check_model(config, resume)
-    with one_at_a_time():
-        dataset = find.resolve(str(config.get("data")), task == "classify")
-    identity = identify(config, dataset, task)
-    overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
     try:
-        get_cfg(overrides=overrides)
         device, alone = _device(config, world)
-        return Prepared(dataset, identity, overrides, device, alone, select_device(device, verbose=False))
+        chosen = select_device(device, verbose=False)
+        get_cfg(overrides=config.train)
     except (ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    dataset, identity = identify(config, resume, elsewhere=world.size > world.local_size)
+    overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
+    return Prepared(dataset, identity, overrides, device, alone, chosen)
 
 
 def train(
@@ -129,8 +122,11 @@ def train(
         if resume == "never" and world.local_rank == 0:
             disk.quarantine_run(config.run_folder)
         if world.size > world.local_size:
-            ranks.elect_main(_steps(config, resume, identity) if world.local_rank == 0 else -1)
-        run = _open(config, resume, identity, stop, ranks, stack, restarted)
+            leads = world.local_rank == 0
+            ranks.elect_main(discovery.steps(config, resume, identity, open_checkpoint) if leads else -1)
+        before, status = open_folder(config.files, stack) if ranks.is_main else ({}, Status())
+        status.restore(restarted)
+        run = _open(config, resume, identity, stop, ranks, stack, before, status)
         if run is None:
             return
         if chosen.type == "cuda" and not config.get("deterministic"):
@@ -153,24 +149,6 @@ def _device(config: Config, world: World) -> tuple[str, bool]:
     return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
 
 
-FAR = 1 << 40  # more steps than any run has: a later branch is further
-
-
-def _steps(config: Config, resume: str, identity: dict[str, Any]) -> int:
-    """Return the steps of the checkpoint that this machine would resume from, or -1."""
-    try:
-        if resume == "auto":
-            found = [verdict.candidate for verdict in discovery.judge(config, identity) if verdict.taken]
-        else:
-            found = (
-                [discovery.look(Path(resume).expanduser(), open_checkpoint, verify=False)] if resume != "never" else []
-            )
-    except InputError:
-        return -1  # if no machine has one, the main process says why
-    orders = [each.summary.order for each in found if each.summary]
-    return max((branch * FAR + step for branch, step in orders), default=-1)
-
-
 def _open(
     config: Config,
     resume: str,
@@ -178,37 +156,29 @@ def _open(
     stop: Callable[[], str],
     ranks: Ranks,
     stack: ExitStack,
-    restarted: Sequence[str],
+    before: dict[str, Any],
+    status: Status,
 ) -> Run | None:
     """Find the checkpoint in the main process, and broadcast it; None where the run is finished."""
-    limit = Deadline(config.kit.session_hours, bool(config.kit.backup))
     if ranks.is_main:
-        folder = config.run_folder
-        files = RunFolder(folder)
-        disk.make_folder(files.checkpoints)
-        stack.enter_context(Lock(files.lock))
-        disk.remove_leftovers(folder)
-        disk.remove_leftovers(files.checkpoints)
-        before, status = status_module.read(folder), Status(folder)
-        status.values["receipt"] = before.get("receipt")
-        status.restore(restarted)
-        found = choose(config, resume, identity, status)
+        folder, found = config.run_folder, choose(config, resume, identity, status)
     else:  # what Ultralytics writes there is of no use
-        folder = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch())))
-        before, status, found = {}, Status(folder, silent=True), None
+        folder, found = Path(stack.enter_context(TemporaryDirectory(dir=session.scratch()))), None
     resumed, source = ranks.broadcast(lambda: (found.state, str(found.path)) if found else (None, ""))
     with fitting(source):
-        run = Run(config, folder, identity, status, stop, resumed, limit, ranks, source)
+        if resumed:
+            check_state(resumed)
+        run = Run(config, folder, identity, status, stop, resumed, ranks, source)
         finished = ranks.broadcast(lambda: bool(resumed and complete(config, resumed) and _finished(before, run)))
     if found:
         run.install = partial(install, config, found, status)
     if finished:
         if resumed and ranks.is_main:
             run.install()
-            status.values = before
+            run.status.values = before
             best = resumed["best_map"] or 0.0
-            status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
-            status.say("Raise epochs to continue, or start fresh with --resume never.")
+            run.status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
+            run.status.say("Raise epochs to continue, or start fresh with --resume never.")
         return None
     return run
 
@@ -243,10 +213,12 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status, config = run.status, run.config
     overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
-        old = from_dict(run.resumed["config"])
+        old = run.resumed["config"]
         with fitting(run.source):
             decided = run.resumed["loop"]["decided"]
-            overrides |= {name: value for name, value in decided.items() if old.get(name) == config.get(name)}
+            overrides |= {
+                name: value for name, value in decided.items() if old.get(name, ...) == config.train.get(name, ...)
+            }
             get_cfg(overrides=overrides)
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)

@@ -58,7 +58,7 @@ def test_empty_disk_gets_the_backup_and_its_best(place: Path, run: Path, setting
     assert settings.restored_folder is not None
     assert {path.name: path.read_bytes() for path in settings.restored_folder.iterdir()} == before
     assert said[0].startswith(f"Found backup: file://{place}/store (epoch 2/5, step 25, best mAP 0.5000, of ")
-    (found,) = discovery.scan(run, settings.restored_folder)
+    (found,) = discovery.scan(settings)
     assert found.path == settings.restored_folder / "latest.pt"
     assert found.summary is not None
 
@@ -233,7 +233,7 @@ def test_what_was_fetched_for_an_earlier_start_goes_where_it_is_no_backup_any_mo
     wipe(place / "working")
     fetch(settings, "auto", opened(files(place)), lambda line: None)
     fetch(settings, "auto", opened(Shelf()), lambda line: None)
-    assert discovery.scan(run, settings.restored_folder) == []
+    assert discovery.scan(settings) == []
 
 
 # --- a store that fails

@@ -18,7 +18,7 @@ from kit.backup.upload import Backup, report
 from kit.errors import CheckpointError
 from kit.kaggle import session
 from kit.run import discovery
-from kit.store import archive
+from kit.store import trust
 from kit.store.peek import read_facts
 from tests.help.backups import IDENTITY, Clock, Shelf, Tearing, content, files, wipe, write
 from tests.help.samples import flip_weights, save, state
@@ -362,8 +362,8 @@ def test_damaged_checkpoint_is_not_uploaded(run: Path) -> None:
 def test_file_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often its upload fails."""
     read = list[str]()
-    verify = archive.verify
-    monkeypatch.setattr(archive, "verify", lambda path: (read.append(path.name), verify(path)))
+    verify = trust.verify
+    monkeypatch.setattr(trust, "verify", lambda path: (read.append(path.name), verify(path)))
     write(run, 20, best=0.5)
     keeper = Backup(run, "s3://here", Shelf(fails=lambda call: call < 4), say=lambda line: None)
     while not keeper.step(last=True):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kit.store import archive, disk as storage
+from kit.store import disk as storage, trust
 from tests.help import training, twin
 from tests.help.pretrained import PUBLISHED
 from tests.help.training import differences, rows
@@ -239,7 +239,7 @@ def test_batch_run_completes_before_its_limit(stopped: Session) -> None:
     assert "the session's limit is near" in stopped.text
     assert "more session" in stopped.text
     assert stopped.status["state"] == "stopped"
-    archive.verify(stopped.run / "checkpoints/latest.pt")
+    trust.verify(stopped.run / "checkpoints/latest.pt")
     assert done(stopped) == stopped.status["completed"] >= 1
 
 

@@ -108,7 +108,7 @@ def test_machine_without_a_gpu_says_so(place: Path, capsys: pytest.CaptureFixtur
     run = place / "working/runs/train"
     samples.save(run / "checkpoints/latest.pt", samples.state(25))
     samples.save(run / "checkpoints/previous.pt", "nothing")
-    probe.main(str(run))
+    probe.main("{}")
     facts, found = map(json.loads, capsys.readouterr().out.splitlines())
     assert facts == {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": []}
     good, bad = found["checkpoints"]
@@ -122,7 +122,7 @@ def test_newest_checkpoint_is_verified(place: Path) -> None:
     run = place / "working/runs/train"
     samples.flip_weights(samples.save(run / "checkpoints/latest.pt", samples.state(25)))
     samples.save(run / "checkpoints/previous.pt", samples.state(10))
-    damaged, good = probe.checkpoints(run)
+    damaged, good = probe.checkpoints(load(None, {}))
     assert "is damaged" in damaged["problem"]
     assert damaged["summary"] is None
     assert (good["problem"], good["position"]) == ("", "epoch 1/5")

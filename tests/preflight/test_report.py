@@ -390,7 +390,7 @@ def test_probe_answers_from_a_process_of_its_own(place: Path) -> None:
     """Torch, its GPUs and the run folder's checkpoints; this process is left as it was."""
     run = place / "working/runs/train"
     samples.save(run / "checkpoints/latest.pt", samples.state(25))
-    with report.probing(str(run)) as answer:
+    with report.probing("{}") as answer:
         facts = answer()
         assert answer() is facts, "it is asked once"
     assert (facts["exit"], facts["torch"], facts["gpus"]) == (0, torch.__version__, [])

@@ -147,7 +147,7 @@ def test_busy_run_is_said_to_be_in_use_and_keeps_its_status(
     """What the process that holds it has written is not touched by the one that has to wait."""
     folder = tmp_path / "working/runs/train"
     folder.mkdir(parents=True)
-    Status(folder).update(now=True, state="training")
+    Status(RunFolder(folder)).update(now=True, state="training")
     before = RunFolder(folder).status.read_bytes()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = {**os.environ, "PYTHONPATH": str(session.REPOSITORY)}
@@ -170,7 +170,7 @@ def test_every_kind_survives_the_way_and_has_a_name_and_a_title() -> None:
     assert len(set(kinds)) == len(kinds)
     assert set(kinds) - {"error", "crash"} == set(dashboard_errors.TITLES)
     for each in classes:
-        again = errors.from_dict(json.loads(json.dumps(each("What.", "Do this.").to_dict())), 5)
+        again = errors.KitError.from_dict(json.loads(json.dumps(each("What.", "Do this.").to_dict())), 5)
         assert (type(again), again.message, again.hint, str(again)) == (each, "What.", "Do this.", "What. Do this.")
         assert again.exit_code == 5
 
@@ -188,12 +188,12 @@ def test_child_without_a_word_is_told_by_its_code_and_the_log(tmp_path: Path) ->
 
 def test_end_goes_into_the_status_of_this_process_alone(tmp_path: Path) -> None:
     """The keys that were there stay."""
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     said.update(now=True, state="training", epoch=3)
-    status.end(tmp_path, StorageError("The disk is full.", "Make room."))
+    status.end(RunFolder(tmp_path), StorageError("The disk is full.", "Make room."))
     seen = status.read(tmp_path)
     assert (seen["state"], seen["epoch"], seen["kind"]) == ("failed", 3, "storage")
     assert (seen["message"], seen["hint"]) == ("The disk is full.", "Make room.")
     said.update(now=True, state="training", pid=1)
-    status.end(tmp_path, StorageError("It is full."))
+    status.end(RunFolder(tmp_path), StorageError("It is full."))
     assert status.read(tmp_path)["state"] == "training"

@@ -19,6 +19,7 @@ from kit.yolo.settings import schema
 from tests.help import samples
 from tests.help.samples import save, state
 
+CONFIG = Config(schema())
 IDENTITY = {"task": "detect", "model": "yolov8n.yaml", "names": ["cat", "dog"]}
 
 
@@ -43,9 +44,9 @@ def steps(candidates: list[Candidate]) -> list[int | None]:
 
 def test_nothing_is_found_where_there_is_nothing(place: Path, run: Path) -> None:
     """Neither a missing run folder nor a missing input folder is an error."""
-    assert discovery.scan(run) == []
+    assert discovery.scan(CONFIG) == []
     (place / "input").rmdir()
-    assert discovery.scan(run) == []
+    assert discovery.scan(CONFIG) == []
 
 
 def test_most_steps_win_and_not_the_newest_file(place: Path, run: Path) -> None:
@@ -59,20 +60,20 @@ def test_most_steps_win_and_not_the_newest_file(place: Path, run: Path) -> None:
     for order in (paths, paths[::-1]):
         for second, path in enumerate(order):
             os.utime(path, (1e9 + second, 1e9 + second))
-        assert steps(discovery.scan(run)) == [30, 20, 10, 5]
+        assert steps(discovery.scan(CONFIG)) == [30, 20, 10, 5]
 
 
 def test_steps_are_counted_and_not_epochs_or_batches(place: Path, run: Path) -> None:
     """Epoch 2 of a run with long epochs is further than epoch 9 of one with short ones; 10 is more than 9."""
     save(run / "checkpoints/latest.pt", state(9, epoch=9))
     save(run / "checkpoints/previous.pt", state(10, epoch=2))
-    assert steps(discovery.scan(run)) == [10, 9]
+    assert steps(discovery.scan(CONFIG)) == [10, 9]
 
 
 def test_attached_checkpoint_is_found_however_deep_it_lies(place: Path, run: Path) -> None:
     """Kaggle puts the output of another notebook where it likes."""
     path = save(place / "input/notebooks/somebody/name/v3/a/b/latest.pt", state(7))
-    assert [found.path for found in discovery.scan(run)] == [path]
+    assert [found.path for found in discovery.scan(CONFIG)] == [path]
 
 
 def test_equal_checkpoints_are_taken_from_the_run_folder(place: Path, run: Path) -> None:
@@ -80,7 +81,7 @@ def test_equal_checkpoints_are_taken_from_the_run_folder(place: Path, run: Path)
     save(place / "input/a/latest.pt", state(7))
     save(run / "checkpoints/previous.pt", state(7))
     own = save(run / "checkpoints/latest.pt", state(7))
-    assert discovery.scan(run)[0].path == own
+    assert discovery.scan(CONFIG)[0].path == own
 
 
 def test_half_written_checkpoint_is_never_chosen(place: Path, run: Path) -> None:
@@ -167,7 +168,7 @@ def test_folder_with_a_checkpoints_name_is_no_checkpoint(place: Path, run: Path)
     """It is reported and does not stop the search."""
     (place / "input/latest.pt").mkdir(parents=True)
     save(run / "checkpoints/latest.pt", state(10))
-    assert steps(discovery.scan(run)) == [10, None]
+    assert steps(discovery.scan(CONFIG)) == [10, None]
 
 
 def test_looking_changes_nothing(place: Path, run: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 
 from kit.run import status
 from kit.run.status import Status
+from kit.store.folder import RunFolder
 
 
 def test_progress_is_read_back(tmp_path: Path) -> None:
     """What the trainer said last is what the dashboard reads, with the writer's process and the time."""
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     said.update(now=True, state="training", epoch=1)
     said.update(now=True, epoch=2)
     values = status.read(tmp_path)
@@ -28,7 +29,7 @@ def test_progress_is_read_back(tmp_path: Path) -> None:
 def test_fast_loop_writes_only_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two writes values are kept, and the next write has them all."""
     monkeypatch.setattr(status, "EVERY", 3600.0)
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     assert said.due()
     said.update(batch=1)
     assert not said.due()
@@ -44,7 +45,7 @@ def test_fast_loop_writes_only_now_and_then(tmp_path: Path, monkeypatch: pytest.
 
 def test_line_for_the_user_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The notebook finds in the file, in order and at once, what the terminal showed."""
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     said.say("Found checkpoint: latest.pt")
     said.say("Resuming from checkpoint")
     assert capsys.readouterr().out == "Found checkpoint: latest.pt\nResuming from checkpoint\n"
@@ -53,7 +54,7 @@ def test_line_for_the_user_is_printed_and_kept(tmp_path: Path, capsys: pytest.Ca
 
 def test_any_number_of_training_becomes_plain_json(tmp_path: Path) -> None:
     """NaN and infinity are no JSON and become null; numbers of numpy and torch become numbers."""
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     said.update(
         now=True,
         loss=float("nan"),
@@ -69,7 +70,7 @@ def test_any_number_of_training_becomes_plain_json(tmp_path: Path) -> None:
 def test_disk_that_refuses_does_not_end_training(tmp_path: Path) -> None:
     """What could not be written is written the next time."""
     (tmp_path / "status.json").mkdir()  # a rename onto a folder fails
-    said = Status(tmp_path)
+    said = Status(RunFolder(tmp_path))
     said.update(now=True, epoch=1)
     (tmp_path / "status.json").rmdir()
     said.update(now=True)

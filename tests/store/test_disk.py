@@ -18,7 +18,7 @@ import pytest
 
 from kit.errors import BusyError, CheckpointError, MovedError, StorageError
 from kit.kaggle import session
-from kit.store import archive, disk as storage
+from kit.store import disk as storage, trust
 from kit.store.lock import Lock
 from tests.help import samples
 from tests.help.fakes import FailingDisk, FullDisk, SickDisk
@@ -296,7 +296,7 @@ def good(tmp_path: Path) -> Path:
 
 def test_whole_checkpoint_is_verified(good: Path) -> None:
     """What `torch.save` wrote has the right checksums."""
-    archive.verify(good)
+    trust.verify(good)
 
 
 def test_file_cut_off_anywhere_is_noticed(good: Path) -> None:
@@ -307,7 +307,7 @@ def test_file_cut_off_anywhere_is_noticed(good: Path) -> None:
     for length in sorted(lengths | set(range(0, len(raw), 97))):
         good.write_bytes(raw[:length])
         with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
-            archive.verify(good)
+            trust.verify(good)
 
 
 def test_file_whose_tail_was_never_written_is_noticed(good: Path) -> None:
@@ -316,7 +316,7 @@ def test_file_whose_tail_was_never_written_is_noticed(good: Path) -> None:
     for length in (0, len(raw) // 2, len(raw) - 100):
         good.write_bytes(raw[:length] + bytes(len(raw) - length))
         with pytest.raises(CheckpointError):
-            archive.verify(good)
+            trust.verify(good)
 
 
 def test_flipped_bit_inside_any_record_is_noticed_and_the_record_named(good: Path) -> None:
@@ -325,9 +325,9 @@ def test_flipped_bit_inside_any_record_is_noticed_and_the_record_named(good: Pat
         for byte in {offset, offset + size // 2, offset + size - 1}:
             samples.flip(good, byte, bit=byte % 8)
             with pytest.raises(CheckpointError, match=f"is damaged: the checksum of its record '{name}'"):
-                archive.verify(good)
+                trust.verify(good)
             samples.flip(good, byte, bit=byte % 8)
-    archive.verify(good)
+    trust.verify(good)
 
 
 def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
@@ -336,7 +336,7 @@ def test_flipped_bit_in_the_directory_is_an_error_of_ours(good: Path) -> None:
     for position in range(8 * start, 8 * good.stat().st_size):
         samples.flip(good, position // 8, position % 8)
         try:
-            archive.verify(good)
+            trust.verify(good)
         except CheckpointError:
             pass
         finally:
@@ -351,15 +351,15 @@ def test_foreign_file_is_refused(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "latest.pt"
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
-        archive.verify(path)
+        trust.verify(path)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     """Nothing at the name, or a folder: one sentence each."""
     with pytest.raises(CheckpointError, match="does not exist"):
-        archive.verify(tmp_path / "none.pt")
+        trust.verify(tmp_path / "none.pt")
     with pytest.raises(CheckpointError):
-        archive.verify(tmp_path)
+        trust.verify(tmp_path)
 
 
 # --- lock

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kit.store import archive, direct, records
+from kit.store import direct, records, trust
 from tests.help import samples
 
 STATE = {
@@ -114,7 +114,7 @@ def test_memory_that_lies_well_is_written_without_a_copy(tmp_path: Path, monkeyp
     assert 3 * direct.BLOCK in lengths
     assert max(lengths) == 3 * direct.BLOCK
     assert torch.equal(torch.load(tmp_path / "own.pt", weights_only=True)["tensor"], tensor)
-    archive.verify(tmp_path / "own.pt")
+    trust.verify(tmp_path / "own.pt")
 
 
 def test_disk_that_fills_up_is_seen_as_such(tmp_path: Path) -> None:

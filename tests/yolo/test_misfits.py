@@ -111,7 +111,6 @@ TRIED: dict[str, Callable[[State], State]] = {  # found out where the model take
     "text for a fitness": loop(best_fitness="x"),
     "number for metrics": loop(metrics=3),
     "number for data": lambda state: {"architecture": {**state["architecture"], "data": 3}},
-    "number for files": lambda state: {"architecture": {**state["architecture"], "files": 3}},
     "text for ranks": lambda state: {"ranks": "x"},
     "numbers for names of results": lambda state: {"history": [{1: 2.0}]},
     "random rubbish": lambda state: {"rng_state": {"torch": "x"}},
@@ -125,6 +124,7 @@ UNSOUND: dict[str, Callable[[State], State]] = {  # found out in a first look
     "no progress": lambda state: {"progress": None},
     "text in the results": lambda state: {"history": [{"epoch": "x"}]},
     "number for settings": lambda state: {"config": {**state["config"], "kit": 3}},
+    "number for files": lambda state: {"architecture": {**state["architecture"], "files": 3}},
     "no numbers": lambda state: {"best_map": "high"},
 }
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from ultralytics.engine.trainer import BaseTrainer
 
-from kit.data import find
 from kit.kaggle import session
 from kit.run import order
 from kit.run.status import Status
-from kit.yolo import resume
+from kit.store.folder import RunFolder
+from kit.yolo.identity import identify
 from kit.yolo.loop import Run
 from kit.yolo.settings import load
 from kit.yolo.setup import Setup
@@ -32,11 +32,10 @@ def build(values: dict[str, Any], name: str, stock: bool) -> Any:
     empty = session.scratch() / "empty.yaml"
     empty.write_text("{}")
     config = load(empty, {**values, "kit.run": f"runs/{name}"})
-    dataset = find.resolve(config.get("data"))
-    identity = resume.identify(config, dataset, resume.task_of(config))
+    dataset, identity = identify(config)
     folder = config.run_folder
     (folder / "checkpoints").mkdir(parents=True)
-    run = Run(config, folder, identity, Status(folder), lambda: "", None)
+    run = Run(config, folder, identity, Status(RunFolder(folder)), lambda: "", None)
     overrides = {**config.train, "task": identity["task"], "data": str(dataset.path), "save_dir": str(folder)}
     kind = TRAINERS[identity["task"]]
     if not stock:

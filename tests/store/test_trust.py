@@ -21,7 +21,7 @@ from torch import nn
 from kit.errors import CheckpointError
 from kit.kaggle import session
 from kit.run import discovery
-from kit.store import archive, checkpoint, peek
+from kit.store import checkpoint, peek, trust
 from tests.help import samples
 
 BIG = 3 << 30  # bytes
@@ -78,7 +78,7 @@ def test_packed_checkpoint_is_refused(tmp_path: Path, method: int) -> None:
     """Whole, but torch maps the packed bytes as weights."""
     path = samples.save(tmp_path / "latest.pt", samples.state(7))
     repack(path, method)
-    for look in (archive.verify, checkpoint.read, peek.read_facts):
+    for look in (trust.verify, checkpoint.read, peek.read_facts):
         with pytest.raises(CheckpointError, match=r"was packed anew by another program: its record '.+' is compressed"):
             look(path)
     if method == zipfile.ZIP_DEFLATED:
@@ -99,7 +99,7 @@ def test_record_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as added:
         added.writestr(name, bytes(256))
     with pytest.raises(CheckpointError, match="its records do not lie as torch writes them"):
-        archive.verify(path)
+        trust.verify(path)
 
 
 def test_file_that_something_stands_before_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_file_that_something_stands_before_is_refused(tmp_path: Path) -> None:
     path = samples.save(tmp_path / "latest.pt", samples.state(7))
     path.write_bytes(b"HTTP/1.1 200 OK\r\n\r\n" + path.read_bytes())
     with pytest.raises(CheckpointError, match="its records do not lie as torch writes them"):
-        archive.verify(path)
+        trust.verify(path)
 
 
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -227,5 +227,5 @@ def test_whole_checkpoint_asks_for_what_it_has(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors |= {"none": torch.empty(0, 3), "whole": whole, "turned": whole.T, "part": whole[1:, 1:], "again": whole}
     path = samples.save(tmp_path / "latest.pt", samples.state(7, model_state_dict=tensors))
-    assert set(archive.look_through(path)["model_state_dict"]) == set(tensors)
+    assert set(trust.look_through(path)["model_state_dict"]) == set(tensors)
     assert discovery.look(path).problem == ""
