@@ -193,7 +193,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     if best.exists():
         seen = discovery.look(best, load=open_best)
         if seen.problem:
-            status.warn(seen.problem)
+            status.warn(seen.problem, hint=seen.hint)
             status.say(f"It was set aside as {disk.quarantine(best).name}")
         elif found.path.parent == best.parent or _same_best(seen, found):
             return
@@ -205,7 +205,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         if path != best:
             seen = discovery.look(path, load=open_best)
             if seen.problem:
-                status.warn(seen.problem)
+                status.warn(seen.problem, hint=seen.hint)
             elif _same_best(seen, found):
                 disk.copy(path, best)
                 return
@@ -231,7 +231,7 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
         verdicts.append(Verdict(best, taken=not reason, reason=reason))
         taken = None if reason else best
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
-        status.warn(damaged.problem)
+        status.warn(damaged.problem, hint=damaged.hint)
         if damaged.path.parent == folder:
             status.say(f"It was set aside as {disk.quarantine(damaged.path).name}")
     refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
@@ -254,7 +254,7 @@ def _given(name: str, identity: dict[str, Any], status: Status) -> Candidate:
         disk.publish(place, lambda file: checkpoint.write(converted, file), durable=False)
         candidate = discovery.look(place)
     if candidate.problem:
-        raise CheckpointError(candidate.problem)
+        raise CheckpointError(candidate.problem, candidate.hint)
     if problem := discovery.mismatch(candidate, identity):
         raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
     return candidate

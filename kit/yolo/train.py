@@ -35,7 +35,7 @@ from kit.run.status import Status
 from kit.store import checkpoint, disk
 from kit.store.folder import RunFolder
 from kit.store.lock import Lock
-from kit.store.refusal import explain
+from kit.store.refusal import refused
 from kit.text import duration
 from kit.yolo import scan
 from kit.yolo.compatible import fitting
@@ -254,7 +254,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
-            raise StorageError(f"'{run.folder}' cannot be written: {explain(error)}.") from error
+            raise refused(f"'{run.folder}' cannot be written", error) from error
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")
