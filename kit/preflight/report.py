@@ -137,16 +137,17 @@ def findings(
         disk: Says how much room there is.
         root: Of the file system that says what the machine has.
     """
-    config, problem = Config(schema()), ""
+    config, given = Config(schema()), list[str]()
+    problem: checks.Verdict | None = None
     try:
         config = load(path, settings)
+        given = [json.dumps(config.to_dict())]
     except KitError as error:
-        problem = str(error)
+        problem = STOP, error.message, error.hint
     internet = connecting()
-    given = [] if problem else [json.dumps(config.to_dict())]
     with probe(str(config.run_folder), *given) as facts:
         looks: dict[str, Callable[[], checks.Verdict | None]] = {
-            "settings": lambda: checks.sentence(problem) if problem else None,
+            "settings": lambda: problem,
             "place": checks.place,
             "time": lambda: checks.time_left(config.kit.session_hours),
             "persistence": checks.persistence,
@@ -165,7 +166,7 @@ def findings(
             try:
                 verdict = look()
             except KitError as error:  # what training would stop with
-                verdict = checks.sentence(str(error))
+                verdict = STOP, error.message, error.hint
             except OSError as error:
                 verdict = WARNING, f"could not be looked at: {error}", ""
             if verdict:

@@ -48,6 +48,7 @@ class Verdict:
     candidate: Candidate
     taken: bool = False
     reason: str = ""  # why not
+    foreign: bool = False  # it is good, and of another run
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth printing, as plain values."""
@@ -128,6 +129,7 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
             replace(found, problem=seen.problem, hint=seen.hint),
             taken=found is taken,
             reason="" if found is taken else seen.problem or others[found.path] or LESS,
+            foreign=bool(others.get(found.path)) and not seen.problem,
         )
         for found in candidates
         for seen in [looked.get(found.path, found)]

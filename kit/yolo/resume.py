@@ -15,7 +15,7 @@ from kit.data import description, find
 from kit.errors import CheckpointError, MismatchError, ModelError
 from kit.kaggle import session
 from kit.run import discovery
-from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
+from kit.run.discovery import ABANDONED, Candidate, Verdict
 from kit.run.status import Status, read as news
 from kit.store import checkpoint, disk, peek
 from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
@@ -40,12 +40,12 @@ def task_of(config: Config, resume: str = "auto") -> str:
         raise ModelError(f"The model '{model}' must be a .pt or a .yaml file, for example yolov8n.pt.")
     task = models.task_of(model) if models.is_here(model) else None
     if None not in (task, wanted) and task != wanted:
-        raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
+        raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}'.", "Correct task= or model=.")
     task = task or wanted or _task_found(config, resume)
     if task is None:  # no checkpoint can do without the model's file
         task = guess_model_task(model) if model.lower().endswith(".pt") else models.task_of(model)
     if task not in STOCK:
-        raise ModelError(f"The kit does not train the task '{task}' of '{model}': it trains {', '.join(STOCK)}.")
+        raise ModelError(f"The kit does not train the task '{task}' of '{model}'.", f"It trains {', '.join(STOCK)}.")
     return str(task)
 
 
@@ -58,7 +58,7 @@ def check_model(config: Config, resume: str) -> None:
     model = str(config.get("model"))
     known = not model.lower().endswith(".pt") or models.is_here(model) or models.is_published(model)
     if not known and _task_found(config, resume) is None:
-        raise ModelError(f"The model '{model}' does not exist: check model=...")
+        raise ModelError(f"The model '{model}' does not exist.", "Check model=...")
 
 
 def _task_found(config: Config, resume: str) -> str | None:
@@ -120,8 +120,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
         check(state)
     if changed and resume == "auto":
         raise MismatchError(
-            f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
-            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never."
+            f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}).",
+            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never.",
         )
     best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
     age = duration(time.time() - found.summary.saved)
@@ -227,14 +227,15 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
     taken = next((verdict.candidate for verdict in verdicts if verdict.taken), None)
     if not taken and (folder / BEST).exists():
         best = discovery.look(folder / BEST, load=open_checkpoint)  # a whole checkpoint too
-        reason = best.problem or discovery.mismatch(best, identity)
-        verdicts.append(Verdict(best, taken=not reason, reason=reason))
+        other = "" if best.problem else discovery.mismatch(best, identity)
+        reason = best.problem or other
+        verdicts.append(Verdict(best, taken=not reason, reason=reason, foreign=bool(other)))
         taken = None if reason else best
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
         status.warn(damaged.problem, hint=damaged.hint)
         if damaged.path.parent == folder:
             status.say(f"It was set aside as {disk.quarantine(damaged.path).name}")
-    refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
+    refused = [each for each in verdicts if each.foreign]
     for verdict in refused[:SHOWN]:
         status.say(f"Not taken: {verdict.candidate.path} ({verdict.reason})")
     if refused[SHOWN:]:
@@ -256,5 +257,5 @@ def _given(name: str, identity: dict[str, Any], status: Status) -> Candidate:
     if candidate.problem:
         raise CheckpointError(candidate.problem, candidate.hint)
     if problem := discovery.mismatch(candidate, identity):
-        raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
+        raise MismatchError(f"'{path}' belongs to another run: {problem}.", "Check --resume, model= and data=.")
     return candidate

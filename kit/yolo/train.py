@@ -146,7 +146,7 @@ def _device(config: Config, world: World) -> tuple[str, bool]:
     device: str = parse_device(config.get("device"))
     if world.size == 1:
         if "," in device:
-            raise ValueError(f"device={device} needs one process per device: kit.processes=auto")
+            raise ConfigError(f"device={device} needs one process per device.", "Set kit.processes=auto.")
         return device, True
     devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
     return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
