@@ -160,7 +160,7 @@ def _find(options: argparse.Namespace) -> int:
     for verdict in verdicts:
         found = verdict.candidate
         place = f" ({found.summary.position})" if found.summary else ""
-        word = "taken" if verdict.taken else verdict.reason or "good"
+        word = "taken" if verdict.taken else f"{verdict.reason or 'good'} {found.hint}".rstrip()
         print(f"{'->' if verdict.taken else '  '} {found.path}{place}: {word}")
     if not verdicts:
         print("No checkpoint found.")

@@ -53,7 +53,7 @@ class Schema:
 
     Attributes:
         defaults: Name -> (default, types): `int`, `float`, `bool`, `str`, `list`, `tuple`, `list[int]`, `optional`.
-        reserved: Names that are the kit's own business -> the way to the same end.
+        reserved: Names that are the kit's own business -> the way to the same end, as a sentence.
         may_change: Names that may change from session to session.
         classifies: Tells whether a config is one of a classification; None where that cannot be known here.
         limits: Name -> (whether a value of the right type is good, what it must be).
@@ -149,7 +149,7 @@ def load(schema: Schema, path: str | Path | None = None, settings: Iterable[str]
     config = Config(schema, {k: v for k, v in train.items() if v != schema.defaults[k][0]}, KitSettings(**own))
     for name in ("model", "data"):
         if not config.get(name):
-            raise ConfigError(f"The setting '{name}' is missing: give {name}=... or put it into '{path}'.")
+            raise ConfigError(f"The setting '{name}' is missing.", f"Give {name}=... or put it into '{path}'.")
     return config
 
 
@@ -188,7 +188,7 @@ def parse_override(word: str, schema: Schema | None = None) -> tuple[str, Any]:
     """
     name, equals, text = word.partition("=")
     if not equals or not name:
-        raise ConfigError(f"'{word}' is not a setting: write key=value, for example epochs=50.")
+        raise ConfigError(f"'{word}' is not a setting.", "Write key=value, for example epochs=50.")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
@@ -265,14 +265,14 @@ def check(schema: Schema, name: str, value: Any) -> None:
     """
     own = {f"kit.{f.name}" for f in fields(KitSettings)}
     if name in schema.reserved and value != schema.defaults.get(name, (None,))[0]:
-        raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here: {schema.reserved[name]}.")
+        raise ConfigError(f"The setting '{name}' (given: {value!r}) is not available here.", schema.reserved[name])
     if name in own:
         _check_own(name.removeprefix("kit."), value)
         return
     if name not in schema.defaults:
         close = difflib.get_close_matches(name, [*schema.defaults, *own], n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else "see configs/kaggle_config.yaml for the names."
-        raise ConfigError(f"There is no setting '{name}' (given: {value!r}): {hint}")
+        hint = f"Did you mean '{close[0]}'?" if close else "See configs/kaggle_config.yaml for the names."
+        raise ConfigError(f"There is no setting '{name}' (given: {value!r}).", hint)
     default, types = schema.defaults[name]
     if not (value is default is None) and types and not _fits(value, types):
         wanted = " or ".join(sorted(t for t in types if t in _PYTHON))
@@ -346,8 +346,8 @@ def _check_address(value: Any) -> None:
         secret = True  # nothing that urlsplit cannot read is an address, and it may hold anything
     if secret:
         raise ConfigError(
-            "The setting 'kit.backup' seems to hold a password, a key or a token: give the address alone, and keep the "
-            "rest in Kaggle's secrets or the environment (docs/backup.md)."
+            "The setting 'kit.backup' seems to hold a password, a key or a token.",
+            "Give the address alone, and keep the rest in Kaggle's secrets or the environment (docs/backup.md).",
         )
     if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
         raise ConfigError(

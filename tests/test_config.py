@@ -150,7 +150,7 @@ def test_1e_3_in_the_block_of_the_kit_is_a_number_too(load: Load) -> None:
 @pytest.mark.parametrize("word", ["epochs", "=5", "epochs:50", ""])
 def test_word_without_a_name_and_a_value_is_refused(load: Load, word: str) -> None:
     """The message shows how to write one."""
-    assert "write key=value" in refused(load, word)
+    assert "Write key=value" in refused(load, word)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_unknown_setting_is_refused_with_the_nearest_name(load: Load, name: str,
     """A typo never trains for hours with the default."""
     message = refused(load, f"{name}=3")
     assert f"There is no setting '{name}' (given: 3)" in message
-    assert f"did you mean '{nearest}" in message
+    assert f"Did you mean '{nearest}" in message
 
 
 def test_unknown_setting_like_no_other_is_refused_with_a_place_to_look(load: Load) -> None:
     """Without a near name the message says where the names are."""
-    assert "see configs/kaggle_config.yaml" in refused(load, "xqzw=3")
+    assert "See configs/kaggle_config.yaml" in refused(load, "xqzw=3")
     assert "There is no setting 'xqzw'" in refused(load, text=BASE + "xqzw: 3\n")
 
 

@@ -75,7 +75,7 @@ def bring(config: Config, store: Store, found: list[Manifest], empty: bool, say:
             say(f"WARNING: {problem}")
     text = f"It could not be fetched from {address}: {describe(problem)}"
     if empty or (config.kit.backup_required and not isinstance(problem, (DamagedError, StorageError))):
-        raise KitError(f"{text} {lost}") from problem
+        raise KitError(text, lost) from problem
     say(f"WARNING: {text} {LOCAL}")
 
 

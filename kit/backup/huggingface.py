@@ -34,7 +34,7 @@ class Repository(Files):
         import huggingface_hub
 
         if not huggingface_hub.get_token():
-            raise ConfigError("There is no token for Hugging Face: set HF_TOKEN in the secrets or the environment.")
+            raise ConfigError("There is no token for Hugging Face.", "Set HF_TOKEN in the secrets or the environment.")
         huggingface_hub.HfApi().create_repo(**self.repository, private=True, exist_ok=True)
 
     def checksum(self, manifest: Manifest, name: str) -> str:

@@ -54,8 +54,8 @@ class DataSet:
 
         if get_kaggle_credentials() is None:
             raise ConfigError(
-                "There is no token for Kaggle: set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, in the "
-                "notebook's secrets or the environment."
+                "There is no token for Kaggle.",
+                "Set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, in the secrets or the environment.",
             )
 
     def manifests(self, run: str | None = None) -> list[Manifest]:

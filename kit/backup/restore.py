@@ -58,7 +58,7 @@ def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say,
     except Exception as error:  # each client has its own
         text = f"{address} cannot be reached: {describe(error)}"
         if config.kit.backup_required:
-            raise KitError(f"{text} {WITHOUT}") from error
+            raise KitError(text, WITHOUT) from error
         say(f"WARNING: {text} {LOCAL}")
         return
     for name in sorted(store.odd):
@@ -110,7 +110,9 @@ def _ask(
     except Exception as error:
         if isinstance(error, ConfigError) or not (refused(error) or denied(error)):
             raise
-        raise ConfigError(f"{address} cannot be used: {describe(error)} Check its token and kit.backup=...") from error
+        raise ConfigError(
+            f"{address} cannot be used: {describe(error)}", "Check its token and kit.backup=..."
+        ) from error
 
 
 def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, here: dict[str, Any] | None) -> None:
@@ -123,8 +125,8 @@ def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, h
     if manifests and manifests[0]["run_id"] != own and not read_news(config.run_folder).get("anew"):
         other = f"{manifests[0]['identity'].get('model')}, {position(manifests[0])}"
         raise ConfigError(
-            f"{config.kit.backup} holds another run ({other}) and has room for one: choose another with "
-            "kit.backup=..., or put a new run in its place with --resume never."
+            f"{config.kit.backup} holds another run ({other}) and has room for one.",
+            "Choose another with kit.backup=..., or put a new run in its place with --resume never.",
         )
 
 

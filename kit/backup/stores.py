@@ -76,6 +76,7 @@ def open_store(address: str) -> Store:
     try:
         return kind(address)
     except (ImportError, ValueError) as error:  # fsspec's word for a scheme it does not know is ValueError
-        package = CLIENTS.get(scheme, "fsspec" if "fsspec" in str(error) else "")
-        advice = f"pip install {package}" if package else "see https://filesystem-spec.readthedocs.io for the schemes"
-        raise ConfigError(f"kit.backup={address} cannot be used ({error}): {advice}.") from error
+        package = CLIENTS.get(scheme, "fsspec" if getattr(error, "name", "") == "fsspec" else "")
+        schemes = "See https://filesystem-spec.readthedocs.io for the schemes."
+        hint = f"Run `pip install {package}`." if package else schemes
+        raise ConfigError(f"kit.backup={address} cannot be used: {str(error).rstrip('.')}.", hint) from error

@@ -30,21 +30,21 @@ def read(path: Path) -> dict[str, Any]:
         DataError: It is missing, or no YAML.
     """
     if path.exists() and not path.is_file():  # to open a pipe waits for who writes into it
-        raise DataError(f"The data set '{path}' is no plain file: check data=...")
+        raise DataError(f"The data set '{path}' is no plain file.", "Check data=...")
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(
-                f"'{path}' has {path.stat().st_size / 1e6:.0f} MB and describes no data set. Check data=..."
+                f"'{path}' has {path.stat().st_size / 1e6:.0f} MB and describes no data set.", "Check data=..."
             )
         values = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
     except OSError as error:
-        raise DataError(f"The data set '{path}' cannot be read: {error.strerror}. Check data=...") from error
+        raise DataError(f"The data set '{path}' cannot be read: {error.strerror}.", "Check data=...") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date that is none
         raise DataError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise DataError(f"'{path}' must hold `train:`, `val:` and `names:` but holds {type(values).__name__}.")
     if trust.unfolds(values, LARGEST):  # lists of lists of lists, by reference
-        raise DataError(f"'{path}' unfolds to more than it holds: write it without references.")
+        raise DataError(f"'{path}' unfolds to more than it holds.", "Write it without references.")
     return values
 
 
@@ -62,7 +62,7 @@ def classes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise DataError(f"'{path}' must list the classes as `names:`, numbered from 0, but has {names!r}.")
     if count is not None and count != len(names):
-        raise DataError(f"'{path}' lists {len(names)} classes under `names:` and says `nc: {count}`: correct one.")
+        raise DataError(f"'{path}' lists {len(names)} classes under `names:` and says `nc: {count}`.", "Correct one.")
     return tuple(map(str, names))
 
 
@@ -80,7 +80,7 @@ def understand(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         values["val"] = values.pop("validation")
     for split in ("train", "val"):
         if not values.get(split):
-            raise DataError(f"'{path}' has no '{split}': it must name the folders of the train and val images.")
+            raise DataError(f"'{path}' has no '{split}'.", "It must name the folders of the train and val images.")
     names = classes(path, values)
     roots = [path.parent] if not values.get("path") else [path.parent / str(values["path"]), path.parent]
     for split in SPLITS:

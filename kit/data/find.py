@@ -81,14 +81,16 @@ def _find_attached(classify: bool | None) -> Path:
     found, others = (classified, described) if classify else (described, classified)
     if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
         return path
-    advice = "attach one with «Add input», or give data=PATH"
+    advice = "Attach one with «Add input», or give data=PATH."
     if other := next((path for path, content in others.items() if content), None):
-        advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)"
+        advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)."
         if classify:
-            advice = f"'{other}' is not for the task 'classify', which needs one folder per class: choose another model"
+            advice = (
+                f"'{other}' is not for the task 'classify', which needs one folder per class: choose another model."
+            )
     raise DataError(
-        f"No YOLO data set was found under '{root}': {advice}. For a trial without one: "
-        "data=shapes model=yolov8n.yaml imgsz=160."
+        f"No YOLO data set was found under '{root}'.",
+        f"{advice} For a trial without one: data=shapes model=yolov8n.yaml imgsz=160.",
     )
 
 
@@ -102,7 +104,7 @@ def _find_within(folder: Path, classify: bool | None) -> Path:
         return path
     if (folder / "train").is_dir():
         return folder
-    raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train': check data=...")
+    raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train'.", "Check data=...")
 
 
 def _choose(root: Path, found: Found) -> Path | None:
@@ -121,12 +123,13 @@ def _choose(root: Path, found: Found) -> Path | None:
     if not whole:
         raise DataError(
             f"{len(paths)} descriptions of data sets lie under '{root}', but none of them is whole, for example "
-            f"'{paths[0]}': give data=PATH for one of them, to be told what it lacks."
+            f"'{paths[0]}'.",
+            "Give data=PATH for one of them, to be told what it lacks.",
         )
     lines = [f"  data={path}" for path in paths[:LISTED]]
     if len(paths) > LISTED:
         lines.append(f"  … and {len(paths) - LISTED} more")
-    raise DataError("\n".join([f"{len(paths)} data sets lie under '{root}', choose one of them:", *lines]))
+    raise DataError(f"{len(paths)} data sets lie under '{root}'.", "\n".join(["Choose one of them:", *lines]))
 
 
 def _search(places: Iterable[Place]) -> tuple[Found, Found]:
@@ -189,9 +192,9 @@ def _detection(path: Path) -> DataSet:
 def _classification(path: Path) -> DataSet:
     names = description.class_folders(path / "train")
     if not names:
-        raise DataError(f"'{path / 'train'}' holds no folders: a classification set has one folder per class.")
+        raise DataError(f"'{path / 'train'}' holds no folders.", "A classification set has one folder per class.")
     if description.validation_folder(path) is None:
-        raise DataError(f"'{path}' has no folder 'val': a classification set needs 'train' and 'val'.")
+        raise DataError(f"'{path}' has no folder 'val'.", "A classification set needs 'train' and 'val'.")
     return DataSet(path, names, path)
 
 

@@ -70,8 +70,8 @@ def satisfied(requirement: str) -> bool:
     for operator, bound in re.findall(r"(>=|<)\s*([\w.]+)", bounds):
         if (_numbers(version) >= _numbers(bound)) != (operator == ">="):
             raise KitError(
-                f"{name} {version} is installed, and the kit needs {requirement}. What is installed is never moved: "
-                f"run `pip install '{requirement}'` if nothing else here needs the other version, and restart."
+                f"{name} {version} is installed, and the kit needs {requirement}. What is installed is never moved.",
+                f"Run `pip install '{requirement}'` if nothing else here needs the other version, and restart.",
             )
     return True
 
@@ -105,13 +105,16 @@ def install(missing: list[str]) -> str:
         held.write_text("".join(lines), encoding="utf-8")
         code, said = _pip("install", "--constraint", str(held), "--find-links", folder, *source, *missing)
     if code:
-        raise KitError(f"{', '.join(missing)} could not be installed: {_reason(said, source)}")
+        reason, hint = _reason(said, source)
+        raise KitError(f"{', '.join(missing)} could not be installed: {reason}", hint)
     if stand_ins:
         _pip("uninstall", "--yes", *stand_ins)
     importlib.invalidate_caches()
     after = installed()
     if changes := moved(before, after):
-        raise KitError(f"pip has moved {', '.join(changes)}: restart the session, so that nothing runs on a mixture.")
+        raise KitError(
+            f"pip has moved {', '.join(changes)}.", "Restart the session, so that nothing runs on a mixture."
+        )
     new = [f"{name} {version}" for name, version in sorted(after.items()) if name not in before]
     return f"installed {', '.join(new)}; nothing that was there has moved"
 
@@ -170,26 +173,26 @@ def _with_wheels(root: Path) -> list[Path]:
     return [place.folder for place in inputs.walk(root) if any(name.endswith(".whl") for name in place.files)]
 
 
-def _reason(said: str, source: list[str]) -> str:
+def _reason(said: str, source: list[str]) -> tuple[str, str]:
     """Turn what pip said into what is wrong and what to do."""
     for name, version in re.findall(r"\(constraint\) (\S+?)==(\S+)", said):
         if needs := re.search(rf"(?im)^ +(\S+ \S+) depends on ({re.escape(name)}\b.*)$", said):
             return (
-                f"{needs[1]} needs {needs[2]}, and {name} {version} is installed and stays. Nothing was changed: take "
-                "another environment in the notebook's settings, or a version of the kit that fits this one."
+                f"{needs[1]} needs {needs[2]}, and {name} {version} is installed and stays. Nothing was changed.",
+                "Take another environment in the notebook's settings, or a version of the kit that fits this one.",
             )
     if source == ["--no-index"]:
         others = ", ".join(f"'{each}'" for each in _with_wheels(session.inputs()))
         unused = f" Not used, because COPY does not name it: {others}." if others else ""
         return (
-            f"there is no internet, and COPY names no wheels.{unused} Switch it on (Session options), or see «Without "
-            "internet» in docs/notebook.md."
+            f"there is no internet, and COPY names no wheels.{unused}",
+            "Switch it on (Session options), or see «Without internet» in docs/notebook.md.",
         )
     lacking = re.search(r"No matching distribution found for (\S+)", said)
     if source and lacking:
-        return f"there is no internet, and the wheels in COPY lack {lacking[1]}: see docs/notebook.md."
+        return f"there is no internet, and the wheels in COPY lack {lacking[1]}.", "See docs/notebook.md."
     errors = re.findall(r"(?im)^error:(?! *exception:) *(.+)$", said) or said.strip().splitlines()[-1:]
-    return f"pip says «{errors[0] if errors else 'nothing'}»."
+    return f"pip says «{errors[0] if errors else 'nothing'}».", ""
 
 
 def _pip(*words: str, seconds: float | None = None) -> tuple[int, str]:

@@ -13,40 +13,34 @@ from kit.errors import DiedError, FullError
 from kit.kaggle import machine
 
 AGAIN = "Run again to go on from the last checkpoint."
-FULL = "lower workers=, batch= or imgsz=, and leave cache= off"
-HINTS: dict[int, str] = {
-    signal.SIGKILL: f"Most often memory is full: {FULL}.",
-    signal.SIGBUS: "Shared memory (/dev/shm) or a disk is full: lower workers= or batch=, or make room.",
-    signal.SIGSEGV: "A library has failed: an image that it cannot read, or two versions that do not fit.",
+FULL = "Lower workers=, batch= or imgsz=, and leave cache= off."
+CAUSES: dict[int, tuple[str, str]] = {  # what may have been, and what may help
+    signal.SIGKILL: ("Most often memory is full.", FULL),
+    signal.SIGBUS: ("Shared memory (/dev/shm) or a disk is full.", "Lower workers= or batch=, or make room."),
+    signal.SIGSEGV: ("A library has failed: an image that it cannot read, or two versions that do not fit.", ""),
 }
 
 
 def lost(who: str, code: int, kills_before: int) -> DiedError:
     """Return the exception for a process that was ended: how, and what to do."""
     kind = FullError if _is_full(code, kills_before) else DiedError
-    return kind(f"{ended(who, code)}.{hint(code, kills_before)}", AGAIN)
+    what, advice = explain(who, code, kills_before)
+    return kind(what, f"{advice} {AGAIN}".lstrip())
 
 
-def ended(who: str, code: int) -> str:
-    """Say how a process ended.
+def explain(who: str, code: int, kills_before: int) -> tuple[str, str]:
+    """Say how a process ended, and what may help; nothing where nothing is known.
 
     Args:
         who: The process.
         code: Its exit code, the negative number of the signal where there was one.
-    """
-    return f"{who} was ended by {_name(-code)}" if code < 0 else f"{who} ended with exit code {code}"
-
-
-def hint(code: int, kills_before: int) -> str:
-    """Say what may help, as a sentence with a blank before it; nothing where nothing is known.
-
-    Args:
-        code: As above.
         kills_before: What `machine.oom_kills` was while the process lived.
     """
+    cause, advice = CAUSES.get(-code, ("", ""))
     if _is_full(code, kills_before):
-        return f" Memory is full, and the kernel ended it: {FULL}."
-    return f" {HINTS[-code]}" if -code in HINTS else ""
+        cause = "Memory is full, and the kernel ended it."
+    how = f"was ended by {_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    return f"{who} {how}. {cause}".rstrip(), advice
 
 
 def _is_full(code: int, kills_before: int) -> bool:

@@ -10,7 +10,8 @@ import torch
 from kit.errors import ConfigError
 from kit.kaggle import session
 
-NO_KERNELS = ("no kernel image", "ARCH_MISMATCH")  # torch's own kernels, cuDNN's
+NO_KERNELS = 209  # cudaErrorNoKernelImageForDevice, as `torch.AcceleratorError.error_code` has it
+WORDS = ("no kernel image", "ARCH_MISMATCH")  # of a torch before 2.8 and of cuDNN, whose errors have no code
 
 
 def convolve(device: torch.device) -> None:
@@ -31,12 +32,13 @@ def check(device: torch.device, kernel: Callable[[torch.device], None] = convolv
     try:
         kernel(device)
     except RuntimeError as error:
-        if not any(words in str(error) for words in NO_KERNELS):
+        if getattr(error, "error_code", None) != NO_KERNELS and not any(words in str(error) for words in WORDS):
             raise
         major, minor = cuda.get_device_capability(device)
         name, built = cuda.get_device_name(device), ", ".join(cuda.get_arch_list())
-        way = "choose GPU T4 x2 in Session options" if session.on_kaggle() else "take another GPU or build of torch"
+        way = "Choose GPU T4 x2 in Session options" if session.on_kaggle() else "Take another GPU or build of torch"
         raise ConfigError(
             f"{name} (sm_{major}{minor}) has no kernels in torch {torch.__version__.partition('+')[0]} "
-            f"(built for {built}): {way}, or device=cpu."
+            f"(built for {built}).",
+            f"{way}, or device=cpu.",
         ) from None

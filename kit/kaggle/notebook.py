@@ -38,9 +38,10 @@ from subprocess import DEVNULL, run
 CLONE = """export GIT_TERMINAL_PROMPT=0 GIT_ASKPASS=true LC_ALL=C  # a prompt would hang
 cd "$0" && git init -q && timeout 15 git fetch -q --depth 1 "$1" "$2" &&
 git checkout -q FETCH_HEAD && git rev-parse HEAD"""
+WRONG_REF = "remote ref|not our ref"
 REASONS = {  # what git says, and what that means
     "git: .*not found": "git is not installed: attach a copy of the repository (Add input) and name it as COPY",
-    "remote ref|not our ref": "it has no such tag, branch or commit: correct REF",
+    WRONG_REF: "it has no such tag, branch or commit: correct REF",
     "uthentication|' not found|denied|not appear|error: 40": "it is private or misspelt: correct REPO or attach a COPY",
     "": "is the internet on (Session options)? Or attach a copy of the repository (Add input) and name it as COPY",
 }
@@ -61,10 +62,11 @@ def get_kit(repo, ref, copy):
                 os.rename(new, commit)
             return commit
     trouble = f"The kit could not be cloned from {re.sub('//.*@', '//', repo)} at '{ref}'"
-    reason = next(REASONS[words] for words in REASONS if re.search(words, git.stderr))
+    words = next(words for words in REASONS if re.search(words, git.stderr))
+    reason = REASONS[words]
     copies = sorted(clones.glob("*/kit/kaggle/bootstrap.py"), key=os.path.getmtime)
     copies = copies or (sorted(Path(copy).rglob("kit/kaggle/bootstrap.py")) if copy else [])
-    if not copies or "REF" in reason:
+    if not copies or words == WRONG_REF:
         attached = sorted(Path(os.environ.get("KIT_INPUT") or "/kaggle/input").rglob("kit/kaggle/bootstrap.py"))
         found = ", ".join(f"'{file.parents[2]}'" for file in attached)
         reason += f". Not used, because COPY does not name it: {found}" if attached and not copies else ""

@@ -55,10 +55,10 @@ def scratch() -> Path:
         state = folder.lstat()
     except OSError as error:
         raise StorageError(
-            f"'{folder}' cannot be made ({error.strerror}): set KIT_SCRATCH to another folder."
+            f"'{folder}' cannot be made ({error.strerror}).", "Set KIT_SCRATCH to another folder."
         ) from error
     if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
-        raise StorageError(f"'{folder}' belongs to another user: set KIT_SCRATCH to a folder of yours.")
+        raise StorageError(f"'{folder}' belongs to another user.", "Set KIT_SCRATCH to a folder of yours.")
     return folder
 
 

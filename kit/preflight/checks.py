@@ -23,12 +23,6 @@ LITTLE_SHARED = 10**9  # bytes: eight workers with two batches each of 16 images
 Verdict = tuple[str, str, str]  # level, text, advice
 
 
-def sentence(text: str, level: str = STOP) -> Verdict:
-    """Turn «what: the next step», as the kit's errors have it, into a verdict."""
-    what, _, advice = text.rstrip(".").rpartition(": ")
-    return (level, what, advice) if what else (level, advice, "")
-
-
 def place() -> Verdict:
     """Kaggle or not, interactive or batch."""
     return OK, f"Kaggle, {session.run_type()} session" if session.on_kaggle() else "not Kaggle", ""
@@ -42,7 +36,7 @@ def time_left(hours: float | str) -> Verdict:
     left = max(end - now, 0.0)
     text = f"{_clock(now - session.started())} since the session's start, {_clock(left)} left"
     if left < SHORT_S:
-        return WARNING, text, "start a new session; training in this one saves and stops before its end"
+        return WARNING, text, "Start a new session; training in this one saves and stops before its end."
     return OK, text, ""
 
 
@@ -56,7 +50,7 @@ def persistence() -> Verdict | None:
         return None
     if session.run_type() == "batch":
         return OK, "the output is kept when the run finishes; training stops before the limit so that it does", ""
-    return WARNING, "cannot be seen from here", "choose Persistence: Files only in Session options before it ends"
+    return WARNING, "cannot be seen from here", "Choose Persistence: Files only in Session options before it ends."
 
 
 def compute(root: Path) -> Verdict:
@@ -64,7 +58,7 @@ def compute(root: Path) -> Verdict:
     total, available = machine.memory(root)
     text = f"{machine.cores(root):g} cores, {total / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB available"
     if available < LITTLE_MEMORY:
-        return WARNING, text, "end what else is running, or lower batch and workers"
+        return WARNING, text, "End what else is running, or lower batch and workers."
     return OK, text, ""
 
 
@@ -75,7 +69,7 @@ def shared_memory(folder: Path, disk: Disk) -> Verdict | None:
     free = disk.free(folder)
     text = f"{free / 1e9:.1f} GB free for the batches of loader workers"
     if free < LITTLE_SHARED:
-        return WARNING, text, "set workers=0, or give the container more (docker: --shm-size)"
+        return WARNING, text, "Set workers=0, or give the container more (docker: --shm-size)."
     return OK, text, ""
 
 
@@ -83,7 +77,7 @@ def working(disk: Disk) -> Verdict:
     """The folder that is kept: it has to be there, to be writable and to have room."""
     text, free = _room(session.working(), disk)
     if free < LITTLE_ROOM:
-        return WARNING, text, "delete files that you do not need: the four checkpoints of a large model take 3 GB"
+        return WARNING, text, "Delete files that you do not need: the four checkpoints of a large model take 3 GB."
     return OK, text, ""
 
 
@@ -93,9 +87,9 @@ def scratch(disk: Disk) -> Verdict:
     text, free = _room(folder, disk)
     if free < SHARED_ROOM and kept.exists() and kept.stat().st_dev == folder.stat().st_dev:
         text += ", on the disk of the working folder"
-        return WARNING, text, "set KIT_SCRATCH to another disk: what is cached here takes room from the checkpoints"
+        return WARNING, text, "Set KIT_SCRATCH to another disk: what is cached here takes room from the checkpoints."
     if free < LITTLE_ROOM:
-        return WARNING, text, "set KIT_SCRATCH to a larger disk: downloads and decoded images go there"
+        return WARNING, text, "Set KIT_SCRATCH to a larger disk: downloads and decoded images go there."
     return OK, text, ""
 
 
@@ -109,9 +103,9 @@ def online(reached: bool) -> Verdict:
     """The internet, which only downloads need."""
     if reached:
         return OK, "on", ""
-    way = "switch it on in Session options, or " if session.on_kaggle() else ""
+    way = "Switch it on in Session options, or attach" if session.on_kaggle() else "Attach"
     text = "off: no download of a model by its name (model=yolo11n.pt) or of packages; a resume needs neither"
-    return WARNING, text, f"{way}attach the model's .pt file and give its path as model=, and packages as wheels"
+    return WARNING, text, f"{way} the model's .pt file and give its path as model=, and packages as wheels."
 
 
 def torch_itself(facts: dict[str, Any]) -> Verdict:
@@ -123,8 +117,8 @@ def torch_itself(facts: dict[str, Any]) -> Verdict:
     if "torch" in facts:
         return OK, facts["torch"], ""
     if facts["exit"]:
-        return STOP, f"cannot be used: {facts['error']}", "run the first cell, or pip install -r requirements.txt"
-    return WARNING, f"could not be asked: {facts['error']}", "look again; if it stays so, restart the session"
+        return STOP, f"cannot be used: {facts['error']}", "Run the first cell, or pip install -r requirements.txt."
+    return WARNING, f"could not be asked: {facts['error']}", "Look again; if it stays so, restart the session."
 
 
 def start(facts: dict[str, Any]) -> Verdict | None:
@@ -136,8 +130,7 @@ def start(facts: dict[str, Any]) -> Verdict | None:
     if "start" not in facts:
         return None
     if "kind" in facts["start"]:
-        message, hint = facts["start"]["message"], facts["start"]["hint"]
-        return (STOP, message, hint) if hint else sentence(message)
+        return STOP, facts["start"]["message"], facts["start"]["hint"]
     return OK, "{task}: {model} on {data}, {classes} classes".format(**facts["start"]), ""
 
 
@@ -152,21 +145,22 @@ def gpus(names: list[str], facts: dict[str, Any], device: Any = None) -> Verdict
     names = names or [gpu["name"] for gpu in facts.get("gpus", ())]
     text = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
     if not names and session.on_kaggle():
-        advice = "choose the accelerator GPU T4 x2 in Session options (a TPU is not used)"
+        advice = "Choose the accelerator GPU T4 x2 in Session options (a TPU is not used)."
         return WARNING, "none: training runs on the CPU", advice
     if not names or str(device) == "cpu":
         return OK, f"{text or 'none'}: training runs on the CPU", ""
     if "gpus" not in facts:
-        return WARNING, f"{text}; whether torch has kernels for it is not known", "see what is said of torch"
+        return WARNING, f"{text}; whether torch has kernels for it is not known", "See what is said of torch."
     if facts["cuda"] is None:
         text += f", but torch {facts['torch']} is built for the CPU: training runs there"
-        return WARNING, text, "restart the session for Kaggle's own torch, or install one that is built for CUDA"
+        return WARNING, text, "Restart the session for Kaggle's own torch, or install one that is built for CUDA."
     if not facts["gpus"]:
         text += f", but torch {facts['torch']} sees none: training runs on the CPU"
-        return WARNING, text, "restart the session, or look at the driver's version and CUDA_VISIBLE_DEVICES"
+        return WARNING, text, "Restart the session, or look at the driver's version and CUDA_VISIBLE_DEVICES."
     for gpu in facts["gpus"]:
         if gpu["problem"]:
-            return sentence(gpu["problem"], WARNING if any(other["kernels"] for other in facts["gpus"]) else STOP)
+            level = WARNING if any(other["kernels"] for other in facts["gpus"]) else STOP
+            return level, gpu["problem"], gpu["hint"]
     return OK, f"{text}, and torch has kernels for {'them' if len(names) > 1 else 'it'}", ""
 
 
@@ -176,17 +170,17 @@ def checkpoints(facts: dict[str, Any]) -> Verdict:
     Args:
         facts: As `kit.preflight.report.probing` has them.
     """
-    advice = "python -m kit find lists them"
+    advice = "List them with python -m kit find."
     if "checkpoints" not in facts:
         return WARNING, f"could not be looked for: {facts['error']}", advice
     good = [found for found in facts["checkpoints"] if found["summary"]]
     bad = [found for found in facts["checkpoints"] if not found["summary"]]
     text = f"{good[0]['position']} in {good[0]['path']}" if good else "none: training starts at the beginning"
     if bad:
-        return WARNING, f"{text}; not used: {bad[0]['problem'].rstrip('.')}", advice
+        return WARNING, f"{text}; not used: {bad[0]['problem']}", f"{bad[0]['hint']} {advice}".lstrip()
     copies = {Path(found["path"]).parent for found in good if _instant(found) == _instant(good[0])}
     if len(copies) > 1:
-        return WARNING, f"{text}, and {len(copies) - 1} more of the same", "detach or delete those that are not needed"
+        return WARNING, f"{text}, and {len(copies) - 1} more of the same", "Detach or delete those that are not needed."
     return OK, text, ""
 
 

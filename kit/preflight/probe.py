@@ -25,20 +25,21 @@ def look(kernel: Callable[[torch.device], None] = convolve, cuda: Any = torch.cu
     """Return torch's version, the version of CUDA that it was built for, and for each GPU its name and its problem.
 
     Returns:
-        `torch`, `cuda` (None: for the CPU only) and `gpus`, a list of `name`, `problem` (empty: none) and `kernels`
-        (False: this torch has none for it).
+        `torch`, `cuda` (None: for the CPU only) and `gpus`, a list of `name`, `problem` (empty: none), `hint` (what to
+        do about it) and `kernels` (False: this torch has none for it).
     """
     gpus = []
     for number in range(cuda.device_count()):
-        gpu: dict[str, Any] = {"name": f"GPU {number}", "problem": "", "kernels": True}
+        gpu: dict[str, Any] = {"name": f"GPU {number}", "problem": "", "hint": "", "kernels": True}
         try:
             gpu["name"] = cuda.get_device_name(number)
             check(torch.device("cuda", number), kernel, cuda)
         except ConfigError as error:
-            gpu |= {"problem": str(error), "kernels": False}
+            gpu |= {"problem": error.message, "hint": error.hint, "kernels": False}
         except RuntimeError as error:
             text = str(error).strip().partition("\n")[0]
-            gpu["problem"] = f"{gpu['name']} cannot be used ({text}): end what else uses it, or restart the session."
+            gpu["problem"] = f"{gpu['name']} cannot be used ({text})."
+            gpu["hint"] = "End what else uses it, or restart the session."
         gpus.append(gpu)
     return {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
 

@@ -137,15 +137,16 @@ def findings(
         disk: Says how much room there is.
         root: Of the file system that says what the machine has.
     """
-    config, problem = Config(schema()), ""
+    config = Config(schema())
+    problem: checks.Verdict | None = None
     try:
         config = load(path, settings)
     except KitError as error:
-        problem = str(error)
+        problem = STOP, error.message, error.hint
     internet = connecting()
     with probe(json.dumps(config.to_dict()), *([] if problem else ["sound"])) as facts:
         looks: dict[str, Callable[[], checks.Verdict | None]] = {
-            "settings": lambda: checks.sentence(problem) if problem else None,
+            "settings": lambda: problem,
             "place": checks.place,
             "time": lambda: checks.time_left(config.kit.session_hours),
             "persistence": checks.persistence,
@@ -163,7 +164,7 @@ def findings(
             try:
                 verdict = look()
             except KitError as error:  # what training would stop with
-                verdict = checks.sentence(str(error))
+                verdict = STOP, error.message, error.hint
             except OSError as error:
                 verdict = WARNING, f"could not be looked at: {error}", ""
             if verdict:

@@ -145,8 +145,8 @@ class Keeper:
             return False
         if not self._said:
             self._said = True
-            lost = deaths.ended("The process that keeps backups", code)
-            self._log.say(f"WARNING: {lost}: it is started again.{deaths.hint(code, self._kills)}")
+            what, advice = deaths.explain("The process that keeps backups", code, self._kills)
+            self._log.say(f"WARNING: {what} It is started again. {advice}".rstrip())
         return True
 
     def watch(self) -> None:
@@ -175,8 +175,9 @@ class Keeper:
         if self._process.poll() is None:
             self._log.say(f"WARNING: The last backup was cut off. {report(self._config.run_folder)}")
         elif self._process.returncode < 0:
-            lost = deaths.ended("The process that keeps backups", self._process.returncode)
-            self._log.say(f"WARNING: {lost} in the last upload. {report(self._config.run_folder)}")
+            code, who = self._process.returncode, "The process that makes the last backup"
+            what, _ = deaths.explain(who, code, self._kills)
+            self._log.say(f"WARNING: {what} {report(self._config.run_folder)}")
 
     def __enter__(self) -> Keeper:
         return self

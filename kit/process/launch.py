@@ -77,11 +77,11 @@ def run(
     config = load(path, words)
     find.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
-        raise CheckpointError(f"The checkpoint '{resume}' does not exist: check --resume.")
+        raise CheckpointError(f"The checkpoint '{resume}' does not exist.", "Check --resume.")
     for name in ("model", "pretrained"):
         file = Path(str(config.get(name)))
         if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe waits for who writes into it
-            raise ModelError(f"The model '{file}' is no plain file: check {name}=...")
+            raise ModelError(f"The model '{file}' is no plain file.", f"Check {name}=...")
     folder = config.run_folder
     new = not folder.exists()
     made = os.stat(disk.make_folder(folder))
@@ -227,7 +227,7 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
     folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
     best = RunFolder(folder).best
     if not best.exists():
-        raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
+        raise CheckpointError(f"There is no '{best}' yet.", "The first validation writes it.")
     if not scores.current(folder):
         left = None if ends is None else max(ends - time.time() - LAST_S, 0)
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
@@ -236,9 +236,11 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
             try:
                 done = subprocess.run(command, env=children.environment(), timeout=left, **pipes, check=False)
             except KeyboardInterrupt:
-                raise Stopped("Measuring the best model was stopped: run again to have it measured.") from None
+                raise Stopped("Measuring the best model was stopped.", "Run again to have it measured.") from None
             except subprocess.TimeoutExpired:
-                raise Stopped("There is no time left in this session to measure the best model: run again.") from None
+                raise Stopped(
+                    "There is no time left in this session to measure the best model.", "Run again."
+                ) from None
             if done.returncode:
                 raise read_ending(ended, done.returncode, (done.stdout + done.stderr).splitlines())
     return folder

@@ -10,6 +10,7 @@ from kit.kaggle import session
 from kit.run import status
 from kit.store.folder import RunFolder
 
+TWICE = "Lower workers=, batch= or imgsz=, leave cache= off, or look at the images of that batch."
 LEAST_S = 300.0  # seconds of the session that are left, for a start to be worth while
 
 
@@ -46,7 +47,8 @@ class Restarts:
         before, self._place = self._place, self._look()
         step, slack, place = self._place
         if before and abs(step - before[0]) <= slack and self._most:
-            return type(lost)(f"{lost.message} That is twice in a row in {place}: it would end there again.")
+            what = f"{lost.message} That is twice in a row in {place}: it would end there again."
+            return type(lost)(what, TWICE)
         if asked or len(self.warnings) >= self._most or (self._ends and time.time() + LEAST_S > self._ends):
             return lost
         self.warnings.append(

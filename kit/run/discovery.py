@@ -32,12 +32,14 @@ class Candidate:
     identity: dict[str, Any] = field(default_factory=dict)  # what it was trained as: `task`, `names`, `structure` ...
     config: dict[str, Any] = field(default_factory=dict, repr=False)  # the settings that it was trained with
     problem: str = ""  # why it is no good checkpoint
+    hint: str = ""  # what to do about that
     state: dict[str, Any] | None = field(default=None, repr=False)  # all of it; tensors stay on disk until touched
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth printing, as plain values."""
         summary = None if self.summary is None else asdict(self.summary)
-        return {"path": str(self.path), "summary": summary, "identity": self.identity, "problem": self.problem}
+        known = {"path": str(self.path), "summary": summary, "identity": self.identity}
+        return {**known, "problem": self.problem, "hint": self.hint}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Verdict:
     candidate: Candidate
     taken: bool = False
     reason: str = ""  # why not
+    foreign: bool = False  # it is good, and of another run
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth printing, as plain values."""
@@ -72,7 +75,7 @@ def look(path: Path, load: Callable[[Path], Any] = checkpoint.load, *, verify: b
         dict(config.get("kit") or {})  # which `changes` looks at
         return Candidate(path, checkpoint.summarize(state), checkpoint.identify(state), config, state=state)
     except CheckpointError as error:
-        return Candidate(path, problem=str(error))
+        return Candidate(path, problem=error.message, hint=error.hint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Candidate(path, problem=f"'{path}' is not a checkpoint of this kit: it has no sound {error}.")
 
@@ -95,18 +98,18 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
         MismatchError: The run folder holds another run.
     """
     candidates, folder = scan(config), config.files.checkpoints
-    problems = {found.path: found.problem for found in candidates if found.problem}
+    looked = {found.path: found for found in candidates if found.problem}
 
     def good(found: Candidate) -> bool:
-        if found.path not in problems:
-            problems[found.path] = look(found.path).problem
-        return not problems[found.path]
+        if found.path not in looked:
+            looked[found.path] = look(found.path)
+        return not looked[found.path].problem
 
     own = next((found for found in candidates if found.path.parent == folder and good(found)), None)
     if own and (problem := mismatch(own, identity)):
         raise MismatchError(
-            f"'{config.run_folder}' holds another run: {problem}. Choose another folder with kit.run=runs/other, "
-            "or start fresh and keep the old run with --resume never."
+            f"'{config.run_folder}' holds another run: {problem}.",
+            "Choose another folder with kit.run=runs/other, or start fresh and keep the old run with --resume never.",
         )
     others = {found.path: _another(found, own, identity) for found in candidates if not found.problem}
     same = [found for found in candidates if others.get(found.path) == ""]
@@ -115,11 +118,13 @@ def judge(config: Config, identity: dict[str, Any]) -> list[Verdict]:
     taken = next(filter(good, same), None)
     return [
         Verdict(
-            replace(found, problem=problems.get(found.path, "")),
+            replace(found, problem=seen.problem, hint=seen.hint),
             taken=found is taken,
-            reason="" if found is taken else problems.get(found.path) or others[found.path] or LESS,
+            reason="" if found is taken else seen.problem or others[found.path] or LESS,
+            foreign=bool(others.get(found.path)) and not seen.problem,
         )
         for found in candidates
+        for seen in [looked.get(found.path, found)]
     ]
 
 

@@ -187,7 +187,7 @@ def read(path: Path, load: Callable[[Path], Any] = load, *, verify: bool = True)
         raise CheckpointError(f"'{path}' is not a checkpoint of this kit: it has no '{missing[0]}'.")
     if state["format_version"] not in range(1, FORMAT + 1):
         raise CheckpointError(
-            f"'{path}' has format {state['format_version']!r} and this kit reads up to {FORMAT}: update the kit."
+            f"'{path}' has format {state['format_version']!r}, and this kit reads up to {FORMAT}.", "Update the kit."
         )
     return dict(state)
 

@@ -25,7 +25,7 @@ from kit.kaggle import session
 from kit.store.direct import DirectFile
 from kit.store.folder import RunFolder
 from kit.store.lock import Lock, check_place
-from kit.store.refusal import FULL, NO_LINKS, explain
+from kit.store.refusal import DELETE, NO_LINKS, refused
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; removed at the next start
 LARGEST = 4 << 20  # bytes of JSON that are read
@@ -121,8 +121,7 @@ def publish(
         if durable:
             disk.sync_folder(path.parent)
     except OSError as error:
-        text = f"'{path}' could not be written: {explain(error)}."
-        raise StorageError(text, full=error.errno in FULL, published=published) from error
+        raise refused(f"'{path}' could not be written", error, published=published) from error
     finally:
         for leftover in (temporary, second):
             with contextlib.suppress(OSError):  # the next start removes it
@@ -143,7 +142,7 @@ def link(source: Path, target: Path, disk: Disk = DISK) -> None:
         disk.replace(temporary, target)
         disk.unlink(temporary)
     except OSError as error:
-        raise StorageError(f"'{target}' could not be made: {explain(error)}.") from error
+        raise refused(f"'{target}' could not be made", error) from error
 
 
 def link_or_copy(source: Path, target: Path, disk: Disk = DISK) -> None:
@@ -184,7 +183,7 @@ def make_folder(path: Path) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise StorageError(f"The folder '{path}' cannot be written: {explain(error)}.") from error
+        raise refused(f"The folder '{path}' cannot be written", error) from error
     return path
 
 
@@ -197,9 +196,7 @@ def make_room(folder: Path, size: int, disk: Disk = DISK, reserve: int = RESERVE
     free, need = disk.free(folder), size + reserve
     if free < need:
         raise StorageError(
-            f"'{folder}' has {free / 1e6:.0f} MB free, and {need / 1e6:.0f} MB are needed: delete files that you do "
-            "not need.",
-            full=True,
+            f"'{folder}' has {free / 1e6:.0f} MB free, and {need / 1e6:.0f} MB are needed.", DELETE, full=True
         )
 
 

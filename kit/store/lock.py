@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from kit.errors import BusyError, MovedError, StorageError
-from kit.store.refusal import explain
+from kit.errors import BusyError, MovedError
+from kit.store.refusal import refused
 
 _held: set[Lock] = set()  # by this process
 _checking = threading.RLock()
@@ -39,7 +39,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
-        self._lost = ""
+        self._lost: MovedError | None = None
 
     def acquire(self, wait: float = 30.0) -> None:
         """Take the lock.
@@ -57,7 +57,7 @@ class Lock:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
-                raise StorageError(f"'{self.path}' cannot be locked: {explain(error)}.") from error
+                raise refused(f"'{self.path}' cannot be locked", error) from error
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file), self.path.stat()):
@@ -66,12 +66,12 @@ class Lock:
                 pass  # who held it has moved the folder away: the next one is that of the folder that is there then
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise StorageError(f"'{self.path}' cannot be locked: {explain(error)}.") from error
+                    raise refused(f"'{self.path}' cannot be locked", error) from error
                 if time.monotonic() >= give_up:
                     holder = os.pread(file, 200, 0).decode(errors="replace").strip()
                     raise BusyError(
-                        f"'{self.path.parent}' is in use by {holder or 'another process'}: "
-                        "wait for it to end, stop it, or choose another folder with kit.run=runs/other."
+                        f"'{self.path.parent}' is in use by {holder or 'another process'}.",
+                        "Wait for it to end, stop it, or choose another folder with kit.run=runs/other.",
                     ) from None
                 time.sleep(0.2)
             finally:
@@ -93,7 +93,7 @@ class Lock:
             if not self._lost:
                 self._look()
             if self._lost:
-                raise MovedError(self._lost)
+                raise MovedError(self._lost.message, self._lost.hint)
 
     def _look(self) -> None:
         if self._file is None:
@@ -102,16 +102,18 @@ class Lock:
             if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                 return
         if os.fstat(self._file).st_nlink:
-            self._lost = (
+            self._lost = MovedError(
                 f"'{self.path.parent}' was moved to '{self._whereabouts()}' while training went on: what was saved is "
-                "there. To go on from it, move it back or choose it with kit.run=, and run again."
+                "there.",
+                "To go on from it, move it back or choose it with kit.run=, and run again.",
             )
             return
         self.release()
         try:
             self.acquire(wait=0)
         except BusyError as error:
-            self._lost = f"The run folder was deleted while training went on, and now {error}"
+            what = f"The run folder was deleted while training went on, and now {error.message}"
+            self._lost = MovedError(what, error.hint)
             _held.add(self)
 
     def _whereabouts(self) -> Path:

@@ -48,7 +48,8 @@ def stored(file: Path | BinaryIO) -> zipfile.ZipFile:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise CheckpointError(
                 f"{_title(file)} was packed anew by another program: its record '{entry.filename}' is compressed, and "
-                "torch would take the packed bytes for weights. Use the file as it was written."
+                "torch would take the packed bytes for weights.",
+                "Use the file as it was written.",
             )
     names, begin = {entry.filename for entry in entries}, min((entry.header_offset for entry in entries), default=0)
     if len(names) < len(entries) or begin or sum(entry.file_size for entry in entries) > size:

@@ -55,7 +55,7 @@ class Writer:
         self.saves = self.skipped = 0
         self.held_s = self.cpu_s = 0.0
         self.recent: list[tuple[float, float]] = []  # cost of a save, and the time until it was on the disk, in seconds
-        self._problems = {LATEST: "", BEST: ""}
+        self._problems: dict[str, StorageError | None] = {LATEST: None, BEST: None}
         self.position: dict[str, Any] | None = None
         self.best_map: float | None = None
         self._slots = [(StagingBuffer(pinned), _done()) for _ in range(SLOTS)]  # the next one first
@@ -80,8 +80,8 @@ class Writer:
         self._slots = [(slot, self._pool.submit(slot.allocate, layout)) for slot, _ in self._slots]
 
     @property
-    def problem(self) -> str:
-        """Why the last save failed; empty when it did not."""
+    def problem(self) -> StorageError | None:
+        """Why the last save failed; None when it did not."""
         return self._problems[LATEST] or self._problems[BEST]
 
     @property
@@ -240,9 +240,9 @@ class Writer:
             self.cpu_s += (held := delivered())
             state = build(staged)
             self._publish(name, state, sum(tensor.nbytes for section in staged.values() for tensor in section), must)
-            self._problems[name] = ""
+            self._problems[name] = None
         except StorageError as error:
-            self._problems[name] = str(error)
+            self._problems[name] = StorageError(error.message, error.hint)  # without its traceback
             if not error.published:
                 raise
         finally:

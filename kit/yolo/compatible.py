@@ -60,6 +60,6 @@ def fitting(path: str) -> Iterator[None]:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken: detach it or move it "
-            "away, or start fresh with --resume never."
+            f"The checkpoint '{path}' does not fit the run ({text}). Nothing of it was taken.",
+            "Detach it or move it away, or start fresh with --resume never.",
         ) from error

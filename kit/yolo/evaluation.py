@@ -73,7 +73,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     files = config.files
     best = files.best
     if not best.exists():
-        raise CheckpointError(f"There is no '{best}' yet: the first validation writes it.")
+        raise CheckpointError(f"There is no '{best}' yet.", "The first validation writes it.")
     state = checkpoint.read(best, load=open_best)
     file = scores.fingerprint(best)
     run, task = from_dict(state["config"]), state["architecture"]["task"]
@@ -85,7 +85,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     try:
         stats = validator(model=model)
     except FileNotFoundError as error:
-        raise DataError(f"The best model cannot be measured: {' '.join(str(error).split())}. Check data=...") from error
+        text = " ".join(str(error).split())
+        raise DataError(f"The best model cannot be measured: {text}.", "Check data=...") from error
     picture = cv2.imread(str(folder / "val_batch0_pred.jpg"))
     if picture is not None:
         height, width = picture.shape[:2]
@@ -128,7 +129,7 @@ def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> Dat
         if dataset.trained(run) == architecture["names"]:
             return dataset
         problems.append(f"The data set '{name}' has other classes than the run.")
-    raise DataError(f"The best model cannot be measured. {' '.join(problems)} Give data=PATH of the run's data set.")
+    raise DataError(f"The best model cannot be measured. {' '.join(problems)}", "Give data=PATH of the run's data set.")
 
 
 def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: DataSet) -> dict[str, Any]:

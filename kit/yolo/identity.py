@@ -74,14 +74,16 @@ def _task(config: Config, resume: str, elsewhere: bool) -> str:
     if models.is_here(model):
         task = models.task_of(model)
         if None not in (task, wanted) and task != wanted:
-            raise ModelError(f"The model '{model}' is for the task '{task}', not '{wanted}': correct task= or model=.")
+            raise ModelError(
+                f"The model '{model}' is for the task '{task}', not '{wanted}'.", "Correct task= or model=."
+            )
     elif (task := _task_found(config, resume)) is None and weights:
         if not (elsewhere or models.is_published(model)):
-            raise ModelError(f"The model '{model}' does not exist: check model=...")
+            raise ModelError(f"The model '{model}' does not exist.", "Check model=...")
         task = guess_model_task(model)
     task = wanted or task or models.task_of(model)
     if task not in STOCK:
-        raise ModelError(f"The kit does not train the task '{task}' of '{model}': it trains {', '.join(STOCK)}.")
+        raise ModelError(f"The kit does not train the task '{task}' of '{model}'.", f"It trains {', '.join(STOCK)}.")
     return str(task)
 
 

@@ -19,11 +19,11 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from kit.config import differences
-from kit.errors import DiedError, StorageError
+from kit.errors import DiedError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
 from kit.store.folder import BEST, LATEST
-from kit.store.refusal import explain
+from kit.store.refusal import refused
 from kit.yolo.batches import Batches
 from kit.yolo.compatible import fitting
 from kit.yolo.recovery import Recovery
@@ -229,8 +229,8 @@ class Resumable(Recovery, Batches, OwnLoop):
         try:
             self.metrics = self._validated(lambda: self.validator(model=self.best))
         except OSError as error:
-            text = f"'{error.filename or self.best}' could not be read: {explain(error)}."
-            raise StorageError(f"The final evaluation is left to the next start: {text}") from error
+            what = f"'{error.filename or self.best}' could not be read"
+            raise refused(f"The final evaluation is left to the next start: {what}", error) from error
         self.metrics.pop("fitness", None)
         self.epoch += 1  # loggers put these metrics one epoch further
         self.run_callbacks("on_fit_epoch_end")

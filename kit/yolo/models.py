@@ -71,8 +71,9 @@ def load_model(path: str) -> Any:
         check_finite(model.state_dict())
         return model.float()
     except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
-        text = " ".join(str(error).split()).rstrip(".")
-        raise ModelError(f"The model '{path}' cannot be loaded: {text}. Check model=...") from error
+        text = " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
+        hint = getattr(error, "hint", "") or "Check model=..."
+        raise ModelError(f"The model '{path}' cannot be loaded: {text}.", hint) from error
 
 
 def open_best(path: Path) -> Any:
@@ -133,7 +134,7 @@ def task_of(model: str) -> str | None:
     try:
         found = guess_model_task(yaml_model_load(model))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(f"The model '{model}' cannot be read: {error}. Check model=...") from error
+        raise ModelError(f"The model '{model}' cannot be read: {error}.", "Check model=...") from error
     return found
 
 
@@ -171,7 +172,7 @@ def build(task: str, description: Any, weights: Any, data: dict[str, Any]) -> An
         model = trainer.get_model(cfg=deepcopy(description), weights=weights, verbose=False)
     except Exception as error:  # a description may be wrong in any way
         name = description.get("yaml_file", "") if isinstance(description, dict) else description
-        raise ModelError(f"The model '{name}' cannot be built: {error}. Check model=...") from error
+        raise ModelError(f"The model '{name}' cannot be built: {error}.", "Check model=...") from error
     if task == "classify":
         ClassificationModel.reshape_outputs(model, data["nc"])
     return model
@@ -206,7 +207,9 @@ def assemble(state: dict[str, Any], section: str = "model_state_dict") -> Any:
         model.load_state_dict(state[section], assign=True)
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"The model of the checkpoint cannot be put together: {text}. Choose another.") from error
+        raise CheckpointError(
+            f"The model of the checkpoint cannot be put together: {text}.", "Choose another."
+        ) from error
     return model
 
 

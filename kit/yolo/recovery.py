@@ -19,7 +19,8 @@ from kit.yolo import models
 from kit.yolo.reporting import Reporting
 
 ATTEMPTS = 3  # halvings of the batch, and rollbacks from a loss that is NaN or inf
-OUT_OF_MEMORY = (  # in lower case
+CUDA_FULL = 2  # cudaErrorMemoryAllocation, as `torch.AcceleratorError.error_code` has it
+OUT_OF_MEMORY = (  # in lower case: of a torch before 2.8 and of cuBLAS, cuDNN and NCCL, whose errors have no type
     "out of memory",
     "cublas_status_alloc_failed",
     "cudnn_status_internal_error",
@@ -45,8 +46,9 @@ class Recovery(Reporting):
         if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.slices:
             raise KitError(
                 f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
-                f"imgsz={self.args.imgsz}. Is another program using it? Else resume with a smaller batch (no longer "
-                f"exact): --resume {self.last} batch={max(self.batch_size // 2, 1)}."
+                f"imgsz={self.args.imgsz}.",
+                "Is another program using it? Else resume with a smaller batch (no longer exact): "
+                f"--resume {self.last} batch={max(self.batch_size // 2, 1)}.",
             ) from error
         self.oom_retries += 1
         self.args.batch = self.batch_size = self.batch_size // 2
@@ -93,9 +95,11 @@ class Recovery(Reporting):
         if self.average_is_finite and all(map(math.isfinite, numbers)):
             return False
         self.nan_recovery_attempts, epoch = self.nan_recovery_attempts + 1, self.epoch + 1
-        advice = f"try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}"
         if self.nan_recovery_attempts > ATTEMPTS:
-            raise KitError(f"Loss is NaN or inf in epoch {epoch}, for the fourth time in this run: {advice}.")
+            raise KitError(
+                f"Loss is NaN or inf in epoch {epoch}, for the fourth time in this run.",
+                f"Try a lower lr0, or amp=False: --resume {self.best} lr0={self.args.lr0 / 2:g}.",
+            )
         best = self._read_best()
         if best is None:
             self.run.status.warn("Loss is NaN or inf, and there is no best.pt to roll back to")
@@ -130,9 +134,12 @@ class Recovery(Reporting):
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error of torch's means that the GPU's memory is full."""
+    if isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == CUDA_FULL:
+        return True
     return any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def lost_gpu(error: RuntimeError) -> bool:
     """Tell whether an error is one of CUDA's after which every call fails: a new process is needed."""
-    return "CUDA error" in str(error) and not out_of_memory(error)
+    kind = getattr(torch, "AcceleratorError", ())  # of a torch before 2.8 and of cuBLAS the words alone tell
+    return (isinstance(error, kind) or "CUDA error" in str(error)) and not out_of_memory(error)

@@ -117,7 +117,7 @@ class Reporting(Saving):
         writer, status = self.run.writer, self.run.status
         problem = writer.problem or self._unwritten
         if problem and not self._warned:
-            status.warn(f"{problem} Training goes on, and saving is tried again.", "storage")
+            status.warn(f"{problem.message} Training goes on, and saving is tried again.", "storage", problem.hint)
         elif self._warned and not problem:
             status.resolve("storage", "Saving works again.")
         self._warned = bool(problem)
@@ -146,7 +146,7 @@ class Reporting(Saving):
                 if not (self.last.exists() and self.run.writer.position):
                     raise
                 at = checkpoint.position(self.run.writer.position)
-                self.run.status.warn(f"{error} In the run folder is {at}.", "storage")
+                self.run.status.warn(f"{error.message} In the run folder is {at}.", "storage", error.hint)
             self._report_saves()
             self.run.status.update(**self._position())
             self.look_ahead()

@@ -9,7 +9,7 @@ from kit.config import Config
 from kit.errors import CheckpointError, MismatchError
 from kit.kaggle import inputs, session
 from kit.run import discovery
-from kit.run.discovery import ABANDONED, LESS, Candidate, Verdict
+from kit.run.discovery import ABANDONED, Candidate, Verdict
 from kit.run.status import Status, read as news
 from kit.store import checkpoint, disk
 from kit.store.folder import BEST, LATEST, PREVIOUS
@@ -35,8 +35,8 @@ def choose(config: Config, resume: str, identity: dict[str, Any], status: Status
     state, changed = found.state, discovery.changes(found, config)
     if changed and resume == "auto":
         raise MismatchError(
-            f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}). "
-            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never."
+            f"The checkpoint '{found.path}' was trained with other settings ({'; '.join(changed)}).",
+            f"Resume with the new ones: --resume {found.path}. Start fresh and keep the old run: --resume never.",
         )
     best = "" if found.summary.best_map is None else f", best mAP {found.summary.best_map:.4f}"
     status.say(f"Found checkpoint: {found.path} ({found.summary.position}{best}, saved {found.summary.age} ago)")
@@ -86,7 +86,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
     if best.exists():
         seen = discovery.look(best, load=open_best)
         if seen.problem:
-            status.warn(seen.problem)
+            status.warn(seen.problem, hint=seen.hint)
             status.say(f"It was set aside as {disk.quarantine(best).name}")
         elif found.path.parent == best.parent or _same_best(seen, found):
             return
@@ -98,7 +98,7 @@ def _see_to_best(best: Path, found: Candidate, status: Status) -> None:
         if path != best:
             seen = discovery.look(path, load=open_best)
             if seen.problem:
-                status.warn(seen.problem)
+                status.warn(seen.problem, hint=seen.hint)
             elif _same_best(seen, found):
                 disk.copy(path, best)
                 return
@@ -120,14 +120,15 @@ def _search(config: Config, identity: dict[str, Any], status: Status) -> Candida
     taken = next((verdict.candidate for verdict in verdicts if verdict.taken), None)
     if not taken and (folder / BEST).exists():
         best = discovery.look(folder / BEST, load=open_checkpoint)  # a whole checkpoint too
-        reason = best.problem or discovery.mismatch(best, identity)
-        verdicts.append(Verdict(best, taken=not reason, reason=reason))
+        other = "" if best.problem else discovery.mismatch(best, identity)
+        reason = best.problem or other
+        verdicts.append(Verdict(best, taken=not reason, reason=reason, foreign=bool(other)))
         taken = None if reason else best
     for damaged in [verdict.candidate for verdict in verdicts if verdict.candidate.problem]:
-        status.warn(damaged.problem)
+        status.warn(damaged.problem, hint=damaged.hint)
         if damaged.path.parent == folder:
             status.say(f"It was set aside as {disk.quarantine(damaged.path).name}")
-    refused = [each for each in verdicts if not each.taken and not each.candidate.problem and each.reason != LESS]
+    refused = [each for each in verdicts if each.foreign]
     for verdict in refused[:SHOWN]:
         status.say(f"Not taken: {verdict.candidate.path} ({verdict.reason})")
     if refused[SHOWN:]:
@@ -147,7 +148,7 @@ def _given(name: str, identity: dict[str, Any], status: Status) -> Candidate:
         disk.publish(place, lambda file: checkpoint.write(converted, file), durable=False)
         candidate = discovery.look(place)
     if candidate.problem:
-        raise CheckpointError(candidate.problem)
+        raise CheckpointError(candidate.problem, candidate.hint)
     if problem := discovery.mismatch(candidate, identity):
-        raise MismatchError(f"'{path}' belongs to another run: {problem}. Check --resume, model= and data=.")
+        raise MismatchError(f"'{path}' belongs to another run: {problem}.", "Check --resume, model= and data=.")
     return candidate

@@ -28,7 +28,7 @@ class Saving(Setup):
     """Mixin over the loop: what it writes."""
 
     state: TrainerState
-    _unwritten = ""  # why results.csv could not be written
+    _unwritten: StorageError | None = None  # why results.csv could not be written
 
     def _check_room(self) -> None:
         """Check at the start, and not in hour nine, that the disk has room for the checkpoints.
@@ -101,9 +101,10 @@ class Saving(Setup):
         except StorageError as error:
             if not error.full:
                 raise
-            where = self._rescue(epoch, batch)
+            where, hint = self._rescue(epoch, batch)
             stop, wait_s = self.run.stop(), math.inf if session.run_type() == "interactive" else WAIT_S
-            self.run.status.warn(f"{error} {where} Waiting for room; a stop gives up.", "storage")
+            text = f"{error.message} {where}"
+            self.run.status.warn(f"{text} Waiting for room.", "storage", "Make room; a stop gives up.")
             give_up = time.monotonic() + wait_s
             while time.monotonic() < give_up and self.run.stop() == stop and not self.limit_is_near():
                 time.sleep(POLL_S)
@@ -111,16 +112,20 @@ class Saving(Setup):
                     self._save(epoch, batch, best=best, wait=True)
                     self.run.status.resolve("storage", "Saving works again.")
                     return
-            raise StorageError(f"{error} {where}", full=True) from error
+            raise StorageError(text, hint, full=True) from error
 
-    def _rescue(self, epoch: int, batch: int) -> str:
-        """Write the checkpoint into scratch, and say where it is."""
+    def _rescue(self, epoch: int, batch: int) -> tuple[str, str]:
+        """Write the checkpoint into scratch; return where it is, and what to do."""
         path = session.rescue_folder(self.run.folder) / LATEST
         try:
             self.run.writer.rescue(path, *self.state.state_dict(epoch, batch))
-        except StorageError:
-            return "Nor is there room in scratch: what was trained since the last checkpoint is lost without it."
-        return f"The checkpoint is in '{path}', which ends with the session: make room and run again before."
+        except StorageError as error:
+            what = "Nor is there room in scratch: what was trained since the last checkpoint is lost without it."
+            return what, error.hint
+        return (
+            f"The checkpoint is in '{path}', which ends with the session.",
+            "Make room and run again before it ends.",
+        )
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()
@@ -155,9 +160,9 @@ class Saving(Setup):
             if not self.csv.parent.is_dir():
                 disk.make_folder(self.csv.parent)  # deleted while training
             disk.publish(self.csv, lambda file: file.write(text), durable=False)
-            self._unwritten = ""
+            self._unwritten = None
         except StorageError as error:
-            self._unwritten = str(error)  # all rows are written again after the next epoch
+            self._unwritten = error  # all rows are written again after the next epoch
 
     def limit_is_near(self) -> bool:
         """Tell whether the session's limit is near; asked after every step, which it measures."""

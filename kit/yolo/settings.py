@@ -19,19 +19,19 @@ from kit.store import peek
 
 KNOWN = re.compile(r"(yolo|rtdetr)[\w-]*")  # a model of Ultralytics' without a suffix
 RESERVED = {  # the kit's own business, with the way to the same end
-    "resume": "use --resume auto, never or FILE",
-    "project": "use kit.run=runs/NAME",
-    "name": "use kit.run=runs/NAME",
-    "save_dir": "use kit.run=runs/NAME",
-    "mode": "the kit only trains",
-    "time": "it rewrites the schedule as it goes; use kit.session_hours to stop in time and go on later",
-    "compile": "compiled kernels are not the same from session to session, which would cost exact resume",
-    "distill_model": "the teacher's state is not part of a checkpoint, which would cost exact resume",
-    "quantize": "the quantizers' state is not part of a checkpoint, which would cost exact resume",
-    "cfg": "use --config FILE",
-    "save": "the kit always saves, that is what a resume needs",
-    "augmentations": "transforms are Python objects, which no checkpoint keeps; use hsv_h, mosaic, mixup and the like",
-    "end2end": "it is part of the model: write it into the description (.yaml) that model= names",
+    "resume": "Use --resume auto, never or FILE.",
+    "project": "Use kit.run=runs/NAME.",
+    "name": "Use kit.run=runs/NAME.",
+    "save_dir": "Use kit.run=runs/NAME.",
+    "mode": "The kit only trains.",
+    "time": "It rewrites the schedule as it goes; use kit.session_hours to stop in time and go on later.",
+    "compile": "Compiled kernels are not the same from session to session, which would cost exact resume.",
+    "distill_model": "The teacher's state is not part of a checkpoint, which would cost exact resume.",
+    "quantize": "The quantizers' state is not part of a checkpoint, which would cost exact resume.",
+    "cfg": "Use --config FILE.",
+    "save": "The kit always saves, that is what a resume needs.",
+    "augmentations": "Transforms are Python objects, which no checkpoint keeps; use hsv_h, mosaic, mixup and the like.",
+    "end2end": "It is part of the model: write it into the description (.yaml) that model= names.",
 }
 MAY_CHANGE = {"epochs", "patience", "workers", "device", "cache"}  # from session to session: they change no bit
 MAY_CHANGE |= {"task", "data"}  # what they name is compared by what it is
@@ -107,7 +107,7 @@ def defaults() -> dict[str, tuple[Any, frozenset[str]]]:
     """
     spec = importlib.util.find_spec("ultralytics")
     if spec is None or spec.origin is None:
-        raise ConfigError("ultralytics is not installed: run `pip install -r requirements.txt`.")
+        raise ConfigError("ultralytics is not installed.", "Run `pip install -r requirements.txt`.")
     text = (Path(spec.origin).parent / "cfg" / "default.yaml").read_text(encoding="utf-8")
     types = {
         match[1]: frozenset(re.split(r"[|,\s]+", match[2])) | ({"optional"} if "optional" in match[2] else set())

@@ -44,7 +44,7 @@ class Setup(Trainer):
         try:
             self.model = self.get_model(cfg=deepcopy(source), weights=weights, verbose=True)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"The model '{self.model}' cannot be built: {error}. Check model=...") from error
+            raise ModelError(f"The model '{self.model}' cannot be built: {error}.", "Check model=...") from error
         super().setup_model()  # which leaves a model that is built, except for classify's head
         self.modules = models.skeleton(self.model)  # before set-up adds what is no part of it
 

@@ -85,13 +85,14 @@ class SlicedTrainer(Resumable):
         slices = self.run.ranks.slices
         if batch < slices:
             raise ConfigError(
-                f"batch={batch} is too small for {slices} slices: raise batch, or set kit.slices={batch}."
+                f"batch={batch} is too small for {slices} slices.", f"Raise batch, or set kit.slices={batch}."
             )
         smallest = int(self.args.imgsz * (1 - self.args.multi_scale))
         if last < 2 * slices and smallest < 2 * self.stride:
             raise ConfigError(
                 f"The last batch of an epoch has {last} images for {slices} slices: with imgsz={smallest} BatchNorm "
-                "gets a single value per channel. Change batch, imgsz or multi_scale."
+                "gets a single value per channel.",
+                "Change batch, imgsz or multi_scale.",
             )
 
     def forward_backward(self, i: int, batch: Any, share: float = 1.0) -> Any:
@@ -118,7 +119,7 @@ class SlicedTrainer(Resumable):
         self._agreed = (reason or "another process was asked to") if stop else ""
         if failed:
             self.gradients.discard()
-            raise problem or RuntimeError("out of memory in another process")
+            raise problem or torch.OutOfMemoryError("another process has run out of memory")
         self.gradients.finish(used)
         return self._shown
 

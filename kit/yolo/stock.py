@@ -44,7 +44,9 @@ def convert(path: Path) -> dict[str, Any] | None:
     if not isinstance(model, nn.Module):
         return None
     if not saved.get("optimizer"):
-        raise CheckpointError(f"'{path}' holds a model and no state of a training: start from it with model={path}.")
+        raise CheckpointError(
+            f"'{path}' holds a model and no state of a training.", f"Start from it with model={path}."
+        )
     task, epoch, rows = guess_model_task(model), saved["epoch"] + 1, _rows(saved)
     model, args = model.float(), {**DEFAULT_CFG_DICT, **args}
     average = {name: value.clone() for name, value in model.state_dict().items()}

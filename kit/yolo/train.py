@@ -32,7 +32,7 @@ from kit.run.limit import Deadline
 from kit.run.run import Run, open_folder
 from kit.run.status import Status
 from kit.store import checkpoint, disk
-from kit.store.refusal import explain
+from kit.store.refusal import refused
 from kit.text import duration
 from kit.yolo import scan
 from kit.yolo.compatible import check as check_state, fitting
@@ -143,7 +143,7 @@ def _device(config: Config, world: World) -> tuple[str, bool]:
     device: str = parse_device(config.get("device"))
     if world.size == 1:
         if "," in device:
-            raise ValueError(f"device={device} needs one process per device: kit.processes=auto")
+            raise ConfigError(f"device={device} needs one process per device.", "Set kit.processes=auto.")
         return device, True
     devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
     return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
@@ -227,7 +227,7 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
-            raise StorageError(f"'{run.folder}' cannot be written: {explain(error)}.") from error
+            raise refused(f"'{run.folder}' cannot be written", error) from error
         trainer.train()
     except Stopped as stopped:
         status.update(now=True, state="stopped")

@@ -216,7 +216,7 @@ def test_last_backup_that_is_killed_is_said(tmp_path: Path, values: dict[str, An
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
     assert child.wait() == 75, child.output()
-    assert "WARNING: The process that keeps backups was ended by SIGKILL in the last upload." in child.output()
+    assert "WARNING: The process that makes the last backup was ended by SIGKILL. " in child.output()
 
 
 def started_by(launcher: int) -> list[str]:

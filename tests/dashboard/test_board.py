@@ -213,7 +213,7 @@ def test_error_in_a_setting_is_a_box_too(place: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError):
         kit.progress(epohcs=3)
     assert "A setting has to be corrected first" in screen.shown[""]
-    assert "did you mean &#x27;epochs&#x27;?" in screen.shown[""]
+    assert "Did you mean &#x27;epochs&#x27;?" in screen.shown[""]
     assert "train.log" not in screen.shown[""]
 
 

@@ -346,7 +346,7 @@ def several(*paths: Path, classify: bool = False) -> None:
     with pytest.raises(DataError) as caught:
         find.resolve("auto", classify)
     first, *lines = str(caught.value).splitlines()
-    assert first == f"{len(paths)} data sets lie under '{session.inputs()}', choose one of them:"
+    assert first == f"{len(paths)} data sets lie under '{session.inputs()}'. Choose one of them:"
     assert lines == [f"  data={path}" for path in sorted(paths)]
 
 
@@ -451,7 +451,7 @@ def test_several_broken_descriptions_are_told_from_none(place: Path) -> None:
     message = refused("auto")
     assert "2 descriptions of data sets lie under" in message
     assert "none of them is whole" in message
-    assert "give data=PATH" in message
+    assert "Give data=PATH" in message
 
 
 def test_search_does_not_go_through_the_images(place: Path) -> None:

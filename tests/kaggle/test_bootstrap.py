@@ -108,7 +108,7 @@ def test_conflict_is_one_sentence_and_changes_nothing(machine: Machine) -> None:
     assert (
         "error: tool>=2,<3 could not be installed: tool 2.2 needs numpylike>=2, and numpylike 1.0 is installed" in said
     )
-    assert "Nothing was changed: take another environment" in said
+    assert "Nothing was changed. Take another environment" in said
     assert len(said.splitlines()) == 1
     assert machine.environment.has() == {"numpylike": "1.0"}
 
@@ -207,7 +207,7 @@ def test_without_internet_the_wheel_that_is_lacking_is_named(machine: Machine, c
     """The data set was made for another version of the kit."""
     machine.offline(closed)
     wheels.make(machine.folder / "input/mine", "tool", "2.1", ["helper>=1"])
-    assert "the wheels in COPY lack helper>=1: see docs/notebook.md." in machine.setup()
+    assert "the wheels in COPY lack helper>=1. See docs/notebook.md." in machine.setup()
     assert machine.environment.has() == {}
 
 

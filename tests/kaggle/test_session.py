@@ -73,7 +73,7 @@ def test_scratch_that_somebody_planted_is_refused(place: Path) -> None:
     """A link at scratch's name leads into a folder of somebody's choice."""
     (place / "elsewhere").mkdir()
     (place / "scratch" / f"kit-{os.getuid()}").symlink_to(place / "elsewhere")
-    with pytest.raises(StorageError, match="set KIT_SCRATCH to a folder of yours"):
+    with pytest.raises(StorageError, match="Set KIT_SCRATCH to a folder of yours"):
         session.scratch()
 
 

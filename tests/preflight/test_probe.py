@@ -52,7 +52,7 @@ def failing(text: str) -> Any:
 
 @pytest.mark.parametrize(
     ("variable", "way"),
-    [("KAGGLE_KERNEL_RUN_TYPE", "choose GPU T4 x2 in Session options"), ("", "take another GPU or build of torch")],
+    [("KAGGLE_KERNEL_RUN_TYPE", "Choose GPU T4 x2 in Session options"), ("", "Take another GPU or build of torch")],
 )
 @pytest.mark.parametrize("text", [NO_IMAGE, "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH"])
 def test_gpu_without_kernels_is_named_with_a_way_out(
@@ -65,7 +65,7 @@ def test_gpu_without_kernels_is_named_with_a_way_out(
         gpu.check(GPU, failing(text), FakeCuda(P100))
     version = torch.__version__.partition("+")[0]
     assert str(caught.value) == (
-        f"Tesla P100-PCIE-16GB (sm_60) has no kernels in torch {version} (built for sm_75, sm_90): "
+        f"Tesla P100-PCIE-16GB (sm_60) has no kernels in torch {version} (built for sm_75, sm_90). "
         f"{way}, or device=cpu."
     )
 
@@ -95,10 +95,12 @@ def test_every_gpu_is_tried() -> None:
             raise RuntimeError(failures[device.index])
 
     good, busy, old = probe.look(kernel, FakeCuda(T4, T4, P100))["gpus"]
-    assert good == {"name": "Tesla T4", "problem": "", "kernels": True}
-    assert busy["problem"].startswith("Tesla T4 cannot be used (CUDA error: all CUDA-capable devices are busy): end ")
+    assert good == {"name": "Tesla T4", "problem": "", "hint": "", "kernels": True}
+    assert busy["problem"] == "Tesla T4 cannot be used (CUDA error: all CUDA-capable devices are busy)."
+    assert busy["hint"].startswith("End what else uses it")
     assert busy["kernels"]
     assert "(sm_60) has no kernels" in old["problem"]
+    assert old["hint"].endswith("or device=cpu.")
     assert not old["kernels"]
 
 

@@ -34,10 +34,10 @@ GOOD: dict[str, Any] = {
     "exit": 0,
     "error": "exit code 0, no message",
 }
-FINE = {"name": "Tesla T4", "problem": "", "kernels": True}
-NONE = "Tesla P100 (sm_60) has no kernels in torch 2.10: choose GPU T4 x2."
-LOST = {"name": "Tesla P100", "problem": NONE, "kernels": False}
-BUSY = {"name": "Tesla T4", "problem": "Tesla T4 cannot be used (busy): end what else uses it.", "kernels": True}
+FINE = {"name": "Tesla T4", "problem": "", "hint": "", "kernels": True}
+NONE = {"problem": "Tesla P100 (sm_60) has no kernels in torch 2.10.", "hint": "Choose GPU T4 x2."}
+LOST = {"name": "Tesla P100", **NONE, "kernels": False}
+BUSY = {**FINE, "problem": "Tesla T4 cannot be used (busy).", "hint": "End what else uses it."}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,7 @@ def check(finding: Finding, level: str, text: str, advice: str) -> None:
     assert text in finding.text
     assert advice in finding.advice
     assert bool(advice) is bool(finding.advice) is (level != report.OK)
+    assert not advice or (finding.advice[0].isupper() and finding.advice.endswith((".", "?")))
 
 
 def driver(place: Path, *names: str) -> None:
@@ -129,13 +130,13 @@ def test_session_that_is_nearly_over_is_said(monkeypatch: pytest.MonkeyPatch, ho
     if hours == 12:
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     found = look(settings={} if hours == 12 else {"kit.session_hours": hours})
-    check(found["time"], "warning", f"{hours - 1}:34 h since the session's start, 0:25 h left", "start a new session")
+    check(found["time"], "warning", f"{hours - 1}:34 h since the session's start, 0:25 h left", "Start a new session")
 
 
 def test_session_that_is_over_has_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not less than nothing."""
     monkeypatch.setenv("KIT_SESSION_START", "1000")
-    check(look(settings={"kit.session_hours": 1})["time"], "warning", " 0:00 h left", "start a new session")
+    check(look(settings={"kit.session_hours": 1})["time"], "warning", " 0:00 h left", "Start a new session")
 
 
 def test_little_memory_is_said(tmp_path: Path) -> None:
@@ -152,14 +153,14 @@ def test_small_shared_memory_is_said(tmp_path: Path) -> None:
     assert "shared memory" not in look(root=tmp_path)
     (tmp_path / "dev/shm").mkdir(parents=True)
     check(look(root=tmp_path)["shared memory"], "ok", "100.0 GB free", "")
-    check(look(disk=Rooms(shm=64e6), root=tmp_path)["shared memory"], "warning", "0.1 GB free", "set workers=0")
+    check(look(disk=Rooms(shm=64e6), root=tmp_path)["shared memory"], "warning", "0.1 GB free", "Set workers=0")
 
 
 def test_working_folder_without_space_stops() -> None:
     """With the sentence that training would stop with."""
     found = look(disk=FullDisk(5_000_000))
-    check(found["working"], "stop", "working' has 5 MB free, and 67 MB are needed", "delete files")
-    check(found["scratch"], "stop", "has 5 MB free", "delete files")
+    check(found["working"], "stop", "working' has 5 MB free, and 67 MB are needed", "Delete files")
+    check(found["scratch"], "stop", "has 5 MB free", "Delete files")
 
 
 def test_working_folder_that_cannot_be_written_stops(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,18 +168,18 @@ def test_working_folder_that_cannot_be_written_stops(place: Path, monkeypatch: p
     (place / "file").touch()
     for name in ("file", "file/below"):
         monkeypatch.setenv("KIT_WORKING", str(place / name))
-        check(look()["working"], "stop", f"{name}' cannot be written", "choose another folder with KIT_WORKING")
+        check(look()["working"], "stop", f"{name}' cannot be written", "Choose another folder with KIT_WORKING")
 
 
 def test_little_room_in_the_working_folder_is_said(place: Path) -> None:
     """Enough to start, and not for long."""
-    check(look(disk=Rooms(working=2e9))["working"], "warning", "working, 2.0 GB free", "delete files")
+    check(look(disk=Rooms(working=2e9))["working"], "warning", "working, 2.0 GB free", "Delete files")
 
 
 def test_quota_of_kaggle_counts(kaggle: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk may have room that Kaggle does not keep."""
     monkeypatch.setenv("KIT_QUOTA", "2000000000")
-    check(look(disk=Disk())["working"], "warning", "2.0 GB free", "delete files")
+    check(look(disk=Disk())["working"], "warning", "2.0 GB free", "Delete files")
 
 
 def test_scratch_on_the_small_disk_of_the_working_folder_is_said(place: Path) -> None:
@@ -201,7 +202,7 @@ def test_small_scratch_of_its_own_is_said(tmp_path: Path, monkeypatch: pytest.Mo
 def test_scratch_that_somebody_planted_stops(place: Path) -> None:
     """With the sentence that training would stop with."""
     (place / "scratch" / f"kit-{os.getuid()}").symlink_to(place / "input")
-    check(look()["scratch"], "stop", "belongs to another user", "set KIT_SCRATCH to a folder of yours")
+    check(look()["scratch"], "stop", "belongs to another user", "Set KIT_SCRATCH to a folder of yours")
 
 
 def listening(monkeypatch: pytest.MonkeyPatch, waiting: int = 8) -> socket.socket:
@@ -220,10 +221,10 @@ def test_internet_is_on_where_a_connection_is_taken(monkeypatch: pytest.MonkeyPa
 def test_internet_that_is_off_says_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what to attach instead; the switch is Kaggle's."""
     off = look()["internet"]
-    check(off, "warning", "off: no download of a model by its name", "attach the model's .pt file")
+    check(off, "warning", "off: no download of a model by its name", "Attach the model's .pt file")
     assert "Session options" not in off.advice
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    assert look()["internet"].advice.startswith("switch it on in Session options, or attach")
+    assert look()["internet"].advice.startswith("Switch it on in Session options, or attach")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "no such host:443", "a" * 300 + ":443"])
@@ -268,9 +269,9 @@ def test_gpu_without_kernels_stops(place: Path) -> None:
     """Kaggle's P100 under today's torch; one good GPU beside it is enough to start."""
     driver(place, "Tesla P100")
     found = look({**GOOD, "gpus": [LOST]})
-    check(found["GPU"], "stop", "Tesla P100 (sm_60) has no kernels in torch 2.10", "choose GPU T4 x2")
+    check(found["GPU"], "stop", "Tesla P100 (sm_60) has no kernels in torch 2.10", "Choose GPU T4 x2")
     assert report.conclusion(list(found.values())) == "✗ Training cannot start like this: see GPU."
-    check(look({**GOOD, "gpus": [FINE, LOST]})["GPU"], "warning", "Tesla P100 (sm_60) has no kernels", "choose GPU T4")
+    check(look({**GOOD, "gpus": [FINE, LOST]})["GPU"], "warning", "Tesla P100 (sm_60) has no kernels", "Choose GPU T4")
 
 
 def test_gpu_that_is_not_used_does_not_stop(place: Path) -> None:
@@ -283,7 +284,7 @@ def test_gpu_that_is_not_used_does_not_stop(place: Path) -> None:
 def test_busy_gpu_is_said(place: Path) -> None:
     """It may be free when training starts."""
     driver(place, "Tesla T4")
-    check(look({**GOOD, "gpus": [BUSY]})["GPU"], "warning", "cannot be used (busy)", "end what else uses it")
+    check(look({**GOOD, "gpus": [BUSY]})["GPU"], "warning", "cannot be used (busy)", "End what else uses it")
 
 
 def test_torch_for_the_cpu_beside_a_gpu_is_said(place: Path) -> None:
@@ -307,7 +308,7 @@ def test_torch_that_cannot_be_imported_stops(place: Path) -> None:
     found = look({"exit": 1, "error": "exit code 1, ModuleNotFoundError: No module named 'torch'"})
     check(found["torch"], "stop", "No module named 'torch'", "pip install -r requirements.txt")
     check(
-        found["GPU"], "warning", "Tesla T4; whether torch has kernels for it is not known", "see what is said of torch"
+        found["GPU"], "warning", "Tesla T4; whether torch has kernels for it is not known", "See what is said of torch"
     )
     check(found["checkpoints"], "warning", "No module named 'torch'", "python -m kit find")
 
@@ -321,7 +322,7 @@ def test_torch_that_does_not_answer_is_said() -> None:
 def checkpoint(path: str, step: int = 25, problem: str = "") -> dict[str, Any]:
     """Return what the probe says of a checkpoint file."""
     summary = None if problem else {"run_id": "one", "global_step": step}
-    return {"path": path, "summary": summary, "position": f"epoch {step // 10}/5", "problem": problem}
+    return {"path": path, "summary": summary, "position": f"epoch {step // 10}/5", "problem": problem, "hint": ""}
 
 
 def test_newest_checkpoint_is_named() -> None:
@@ -341,7 +342,7 @@ def test_several_copies_of_the_newest_checkpoint_are_said() -> None:
     """The output of an older version that is still attached, say."""
     found = [checkpoint("/w/latest.pt"), checkpoint("/i/a/latest.pt"), checkpoint("/i/b/latest.pt")]
     text = "epoch 2/5 in /w/latest.pt, and 2 more of the same"
-    check(look({**GOOD, "checkpoints": found})["checkpoints"], "warning", text, "detach or delete")
+    check(look({**GOOD, "checkpoints": found})["checkpoints"], "warning", text, "Detach or delete")
 
 
 def test_damaged_checkpoint_is_said() -> None:
@@ -359,7 +360,7 @@ def test_damaged_checkpoint_is_said() -> None:
 def test_settings_that_cannot_be_used_stop() -> None:
     """With the sentence that training would stop with; everything else is looked at all the same."""
     found = look(settings={"epohcs": 5})
-    check(found["settings"], "stop", "There is no setting 'epohcs' (given: 5)", "did you mean 'epochs'?")
+    check(found["settings"], "stop", "There is no setting 'epohcs' (given: 5).", "Did you mean 'epochs'?")
     assert found["place"].level == "ok"
 
 
@@ -367,7 +368,7 @@ def test_variable_that_makes_no_sense_stops(monkeypatch: pytest.MonkeyPatch) -> 
     """Here there is no next step beside the sentence's own."""
     monkeypatch.setenv("KIT_SESSION_START", "soon")
     found = look(settings={"kit.session_hours": 9})
-    assert found["time"] == Finding("time", "stop", "KIT_SESSION_START must be a time in Unix seconds but is 'soon'")
+    assert found["time"] == Finding("time", "stop", "KIT_SESSION_START must be a time in Unix seconds but is 'soon'.")
 
 
 def test_disk_that_fails_is_no_error_of_the_report(tmp_path: Path) -> None:
@@ -458,7 +459,7 @@ def test_command_prints_the_report_and_exits_0(place: Path, capsys: pytest.Captu
     assert lines[0] == "✓ ok       place          not Kaggle"
     assert f"✓ ok       torch          {torch.__version__}" in lines
     row = next(number for number, line in enumerate(lines) if line.startswith("! warning  internet       off"))
-    assert lines[row + 1].startswith(" " * 26 + "→ attach the model's .pt file")
+    assert lines[row + 1].startswith(" " * 26 + "→ Attach the model's .pt file")
     assert lines[-1].startswith("! Training can start; worth a look: ")
 
 
@@ -479,7 +480,7 @@ def test_command_exits_2_where_training_would_stop(
     ("word", "said"),
     [
         ("data=/nowhere/data.yaml", "'/nowhere/data.yaml'"),
-        ("data=auto", "attach"),
+        ("data=auto", "Attach"),
         ("model=nowhere.pt", "The model 'nowhere.pt' does not exist"),
         ("model=nowhere.yaml", "nowhere.yaml"),
         ("device=7", "device"),

@@ -70,7 +70,7 @@ def test_lost_worker_is_a_sentence_and_ends_training_within_seconds(
     assert child.process.wait(60) == 1
     assert gone([pid, victim, other], 5)
     assert "error: Loader worker 1 of 2 was ended by SIGKILL. Most often" in child.output()
-    assert "memory is full: lower workers=, batch= or imgsz=" in child.output()
+    assert "memory is full. Lower workers=, batch= or imgsz=" in child.output()
     assert "Traceback" not in child.output()
     assert child.status()["state"] == "failed"
 
@@ -136,6 +136,7 @@ def test_run_that_dies_twice_at_the_same_batch_is_given_up(place: Path, values: 
     assert child.output().count("starts again from the last checkpoint") == 1
     assert "error: The training process was ended by SIGKILL. " in child.output()
     assert "That is twice in a row in epoch 1, batch " in child.output()
+    assert child.output().rstrip().endswith("or look at the images of that batch.")
 
 
 @pytest.mark.slow
@@ -224,8 +225,8 @@ def test_news_of_the_place_may_lag_behind(place: Path) -> None:
 def test_kernel_that_has_ended_a_process_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it counts them; else it is the most likely reason of a SIGKILL."""
     monkeypatch.setattr(machine, "oom_kills", lambda: 3)
-    assert "Memory is full, and the kernel ended it: lower workers=" in str(deaths.lost("It", -9, 2))
-    assert "Most often memory is full: lower workers=" in str(deaths.lost("It", -9, 3))
+    assert "Memory is full, and the kernel ended it. Lower workers=" in str(deaths.lost("It", -9, 2))
+    assert "Most often memory is full. Lower workers=" in str(deaths.lost("It", -9, 3))
     assert "Shared memory (/dev/shm) or a disk is full" in str(deaths.lost("It", -7, 2))
     assert str(deaths.lost("It", 3, 2)) == "It ended with exit code 3. Run again to go on from the last checkpoint."
 

@@ -159,9 +159,9 @@ def test_second_start_where_a_run_was_moved_or_deleted_is_the_only_writer_there(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["epohcs=3"], "There is no setting 'epohcs' (given: 3): did you mean 'epochs'?"),
+        (["epohcs=3"], "There is no setting 'epohcs' (given: 3). Did you mean 'epochs'?"),
         (["epochs=many"], "The setting 'epochs' must be int but got 'many' (str)."),
-        (["epochs"], "'epochs' is not a setting: write key=value"),
+        (["epochs"], "'epochs' is not a setting. Write key=value"),
         (["resume=True"], "use --resume auto, never or FILE"),
         (["--config", "missing.yaml"], "The config 'missing.yaml' cannot be read"),
         (["data=missing.yaml"], "missing.yaml' cannot be read"),

@@ -130,7 +130,7 @@ def make_newer(path: Path) -> None:
         (damage_bit, "is damaged: the checksum of its record"),
         (make_code, "kit.run.discovery.Candidate, which is code"),
         (make_foreign, "is not a checkpoint of this kit"),
-        (make_newer, "update the kit"),
+        (make_newer, "Update the kit."),
         (make_torn, "is not a checkpoint"),
     ],
 )
@@ -145,7 +145,7 @@ def test_bad_checkpoint_is_reported_with_its_reason_and_the_good_one_found(
     assert taken(verdicts) == place / "input/a/latest.pt"
     (other,) = [verdict for verdict in verdicts if not verdict.taken]
     assert other.candidate.path == bad
-    assert reason in other.reason
+    assert reason in f"{other.reason} {other.candidate.hint}"
     assert other.reason == other.candidate.problem
 
 

@@ -145,7 +145,7 @@ def test_zip_file_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
 def test_format_of_a_newer_kit_is_refused(tmp_path: Path) -> None:
     """It may mean things that this version does not know; the message says what to do."""
     path = samples.save(tmp_path / "latest.pt", state(format_version=checkpoint.FORMAT + 1))
-    assert "update the kit" in refused(path)
+    assert "Update the kit." in refused(path)
 
 
 @pytest.mark.parametrize("version", ["1", None])

@@ -183,7 +183,7 @@ def test_process_that_dies_at_any_disk_call_leaves_whole_files_at_the_names(tmp_
 
 def test_disk_that_fills_up_while_writing_leaves_the_old_file_whole(folder: Path) -> None:
     """Half a file is never published, and the message says what to do."""
-    with pytest.raises(StorageError, match="the disk is full, delete files"):
+    with pytest.raises(StorageError, match=r"could not be written: the disk is full\. Delete files"):
         publish(folder, FullDisk(2))
     assert content(folder) == {"latest.pt": "old", "previous.pt": "oldest"}
 

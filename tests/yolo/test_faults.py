@@ -123,7 +123,7 @@ def test_full_disk_is_said_once_and_training_goes_on(
     again = training.train(run(values, "full"), acting(calls))
     said = capsys.readouterr().out
     assert len(warnings(said)) == 1, warnings(said)
-    assert "delete files that you do not need. Training goes on, and saving is tried again." in said
+    assert "are needed. Training goes on, and saving is tried again. Delete files that you do not need." in said
     assert said.count(AGAIN) == 1
     assert len(set(seen)) == 1, "nothing was written while the disk was full"
     assert 3 <= seen[0] <= 5
@@ -192,7 +192,7 @@ def test_disk_that_is_crammed_at_the_end_is_an_error(small: Path, impatient: Non
     """A run whose last checkpoint is not on the disk has not ended; with room, running again ends it."""
     values = training.settings(small.parent, **EVERY_STEP)
     untouched = training.train(run(values, "untouched"))
-    with pytest.raises(StorageError, match=r"The checkpoint is in .*make room and run again") as caught:
+    with pytest.raises(StorageError, match=r"The checkpoint is in .*Make room and run again") as caught:
         training.train(run(values, "full"), acting({2 * STEPS + 3: crammed(small)}))
     assert caught.value.exit_code == 2
     assert 3 <= step(small / "runs/full/checkpoints/latest.pt") < 9
@@ -207,7 +207,7 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
     untouched = training.train(run(values, "untouched"))
     monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: empty(small))
     again = training.train(run(values, "full"), acting({2 * STEPS + 3: crammed(small)}))
-    assert "Waiting for room; a stop gives up." in capsys.readouterr().out
+    assert "Waiting for room. Make room; a stop gives up." in capsys.readouterr().out
     assert_same(untouched, again)
 
 
@@ -277,7 +277,7 @@ def test_disk_that_is_full_from_the_start_exits_2(small: Path) -> None:
     fill(small)
     child = training.start(small.parent, values)
     assert child.wait() == 2, child.output()
-    assert "delete files that you do not need" in child.output()
+    assert "Delete files that you do not need." in child.output()
     assert "Traceback" not in child.output()
 
 
