@@ -46,7 +46,7 @@ def train(config: str | Path | None = None, resume: str | Path | bool = "auto", 
 
     board = Board()
     with show_errors(board):
-        chosen = {True: "auto", False: "never"}[resume] if isinstance(resume, bool) else str(resume)
+        chosen = {"True": "auto", "None": "auto", "False": "never"}.get(str(resume), str(resume))
         outcome = launch.run(config, settings_of.to_args(_dotted(settings)), chosen, board.follow)
         board.close(failed=bool(outcome.error))
         if outcome.error:

@@ -131,13 +131,15 @@ def load(schema: Schema, path: str | Path | None = None, settings: Iterable[str]
         installed = Path(__file__).with_name("configs")
         folder = installed if installed.is_dir() else session.REPOSITORY / "configs"
         path = folder / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
+    if not isinstance(path, (str, Path)):
+        raise ConfigError(f"The config must be the path of a YAML file but got {path!r}: give settings by their names.")
     merged = _foreign(schema, path, _read(Path(path)))
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):
         raise ConfigError(f"'kit' in '{path}' must be a block of settings but is {block!r}.")
     merged.update(_renamed({f"kit.{key}": value for key, value in block.items()}))
     if isinstance(settings, Mapping):
-        given = json.loads(json.dumps(dict(settings), default=_json))
+        given = {name: json.loads(_as_json(name, value)) for name, value in settings.items()}
     else:
         given = dict(parse_override(word, schema) for word in settings)
     merged.update(_renamed(given))
@@ -195,16 +197,23 @@ def parse_override(word: str, schema: Schema | None = None) -> tuple[str, Any]:
         value = text
     name, types = name.strip(), schema.types(name.strip()) if schema else frozenset[str]()
     value = text if isinstance(value, datetime.date) else _read_value(value, types)
+    if text.strip().lower() in NONE and types & {"str", "optional"}:
+        return name, None
     if "str" not in types or text[:1] in ("'", '"'):
         return name, value
-    if text.strip().lower() in NONE:
-        return name, None
     return name, value if value is not None and _fits(value, types - {"str"}) else text
 
 
 def to_args(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as the `key=value` words that `parse_override` reads."""
-    return [f"{name}={json.dumps(value, ensure_ascii=False, default=_json)}" for name, value in settings.items()]
+    return [f"{name}={_as_json(name, value)}" for name, value in settings.items()]
+
+
+def _as_json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_json)
+    except (TypeError, ValueError) as error:  # keys that are no text; a list that holds itself
+        raise ConfigError(f"The setting '{name}' cannot be written as text: {error}.") from error
 
 
 def _json(value: Any) -> Any:
@@ -243,11 +252,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_value(value: Any, types: frozenset[str]) -> Any:
-    """Read what YAML 1.1 takes for a text: `1e-3`; and `0,1` and `(0, 1)` where a list is wanted and no text."""
+    """Read what YAML 1.1 takes for a text: `1e-3`; and `0,1` and `(0, 1)` where a list is wanted and no text.
+
+    `1e2` and `100.0` are whole numbers where one is wanted, as in Ultralytics.
+    """
+    number = isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+    if number and types not in TEXTS.values():
+        value = float(value)
+    if isinstance(value, float) and value.is_integer() and "int" in types and "float" not in types:
+        return int(value)
     if not isinstance(value, str) or types in TEXTS.values():
         return value
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        return float(value)
     if types & {"list", "tuple", "list[int]"} and "str" not in types:
         try:
             items = ast.literal_eval(value)
@@ -300,6 +315,8 @@ def _fits(value: Any, types: frozenset[str]) -> bool:
         return "bool" in types
     if isinstance(value, int) and types & {"float", "int"}:
         return "float" in types or "int" in types
+    if isinstance(value, list) and "list[int]" in types and not all(isinstance(each, int) for each in value):
+        return False
     return any(isinstance(value, _PYTHON[t]) and t != "bool" for t in types if t in _PYTHON)
 
 

@@ -210,6 +210,7 @@ def test_unknown_setting_in_the_block_of_the_kit_is_refused(load: Load) -> None:
         ("plots=1", "bool"),
         ("plots=maybe", "bool"),
         ("classes=cat", "int or list"),
+        ("classes=[cat]", "int or list"),
         ("imgsz=large", "int or list"),
     ],
 )
@@ -427,7 +428,7 @@ def test_date_names_a_run(load: Load, name: str) -> None:
     [
         ("data=/kaggle/input/set #1/data.yaml", "/kaggle/input/set #1/data.yaml"),
         ("data=set: v2", "set: v2"),
-        ("data=[a.yaml,b.yaml]", "[a.yaml,b.yaml]"),
+        ("data=[a] b.yaml", "[a] b.yaml"),
         ("data='quoted.yaml'", "quoted.yaml"),
         ("model=1e-3", "1e-3"),
         ("device=0", 0),
@@ -443,6 +444,10 @@ def test_date_names_a_run(load: Load, name: str) -> None:
         ("scale=(0.5,1.5)", [0.5, 1.5]),
         ("auto_augment=null", None),
         ("auto_augment=None", None),
+        ("classes=None", None),
+        ("freeze=none", None),
+        ("save_period=1e2", 100),
+        ("save_period=100.0", 100),
     ],
 )
 def test_word_is_read_by_the_type_of_its_setting(load: Load, word: str, value: Any) -> None:
@@ -515,11 +520,24 @@ def test_folder_with_the_name_of_a_model_stays(load: Load, tmp_path: Path, monke
         ("workers=-1", "0 or more"),
         ("nbs=0", "at least 1"),
         ("close_mosaic=-1", "0 or more"),
+        ("batch=1.5", "a whole number, -1 to have it found, or a share of the GPU's memory below 1"),
+        ("imgsz=[big]", "a whole number of pixels"),
+        ("imgsz=[]", "a whole number of pixels"),
+        ("cache=diks", "True, False, ram or disk"),
+        ("data=[a.yaml,b.yaml]", "one data set"),
+        ("data=a.yaml,b.yaml", "one data set"),
+        ("data=(a, b)", "one data set"),
     ],
 )
 def test_value_out_of_range_is_refused_in_a_sentence(load: Load, word: str, wanted: str) -> None:
     """Before anything is started, and not by a traceback of Ultralytics or numpy."""
     assert f"must be {wanted}" in refused(load, word)
+
+
+def test_data_set_that_is_there_may_have_any_name(load: Load, tmp_path: Path) -> None:
+    """Also one that looks like a list of several."""
+    (tmp_path / "[a, b]").mkdir()
+    assert load(BASE, f"data={tmp_path}/[a, b]").get("data") == f"{tmp_path}/[a, b]"
 
 
 def test_optimizer_may_be_written_in_small_letters(load: Load) -> None:
@@ -606,12 +624,20 @@ def test_unknown_option_is_refused_still(words: list[str], capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"), [(True, "auto"), (False, "never"), (Path("a.pt"), "a.pt"), ("never", "never")]
+    ("given", "taken"),
+    [
+        (True, "auto"),
+        (numpy.True_, "auto"),
+        (None, "auto"),
+        (False, "never"),
+        (Path("a.pt"), "a.pt"),
+        ("never", "never"),
+    ],
 )
 def test_resume_may_be_given_as_ultralytics_and_python_have_it(
     started: list[tuple[Any, ...]], given: Any, taken: str
 ) -> None:
-    """True, False and a `Path`."""
+    """True, False, None and a `Path`."""
     kit.train(resume=given)
     assert started == [([], taken)]
 
@@ -622,3 +648,21 @@ def test_block_of_the_kit_that_is_none_is_refused(started: list[tuple[Any, ...]]
     with pytest.raises(ConfigError, match="by name, as kit="):
         kit.train(kit=given)
     assert started == []
+
+
+@pytest.mark.parametrize("given", [{"epochs": 1}, 3, b"a.yaml"])
+def test_config_that_is_no_path_is_refused(given: Any) -> None:
+    """Settings in a dictionary go in by their names."""
+    with pytest.raises(ConfigError, match="must be the path of a YAML file"):
+        yolo_settings.load(given)
+
+
+@pytest.mark.parametrize("form", [dict, config.to_args])
+def test_value_that_no_text_can_hold_is_refused(tmp_path: Path, form: Callable[[Any], Any]) -> None:
+    """In a sentence that names the setting."""
+    endless: list[Any] = []
+    endless.append(endless)
+    (tmp_path / "config.yaml").write_text(BASE)
+    for value in (endless, {(1, 2): 3}):
+        with pytest.raises(ConfigError, match="The setting 'classes' cannot be written as text"):
+            yolo_settings.load(tmp_path / "config.yaml", form({"classes": value}))

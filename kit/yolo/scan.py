@@ -42,7 +42,7 @@ def look(dataset: DataSet, task: str, settings: dict[str, Any], remember: Path |
 
 
 def _scan(dataset: DataSet, task: str, settings: dict[str, Any]) -> dict[str, Scan]:
-    overrides = {**settings, "task": task, "data": str(dataset.path), "cache": False, "rect": False}
+    overrides = {**settings, "task": task, "data": str(dataset.path), "cache": False, "rect": False, "imgsz": STRIDE}
     args = get_cfg(overrides=overrides)
     if task == "classify":
         names = dict(enumerate(dataset.names))

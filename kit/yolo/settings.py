@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -33,42 +34,44 @@ RESERVED = {  # the kit's own business, with the way to the same end
     "augmentations": "Transforms are Python objects, which no checkpoint keeps; use hsv_h, mosaic, mixup and the like.",
     "end2end": "It is part of the model: write it into the description (.yaml) that model= names.",
 }
-MAY_CHANGE = {"epochs", "patience", "workers", "device", "cache"}  # from session to session: they change no bit
-MAY_CHANGE |= {"task", "data"}  # what they name is compared by what it is
-MAY_CHANGE |= {
-    "save_period",
-    "val",
-    "plots",
-    "verbose",
-    "profile",
-    "exist_ok",
-    "show_labels",
-    "show_conf",
-    "show_boxes",
-}
-MAY_CHANGE |= {"line_width", "save_json", "save_txt", "save_conf", "save_crop", "save_frames", "show", "visualize"}
-MAY_CHANGE |= {"source", "vid_stride", "stream_buffer", "embed", "retina_masks", "tracker"}  # of a prediction
-MAY_CHANGE |= {"format", "optimize", "dynamic", "simplify", "opset", "workspace", "nms"}  # of an export
-CHANGE_BITS = {"model", "batch", "imgsz", "pretrained", "cls_remap", "optimizer", "seed", "deterministic", "single_cls"}
-CHANGE_BITS |= {"rect", "cos_lr", "close_mosaic", "amp", "fraction", "freeze", "multi_scale", "channels_last"}
-CHANGE_BITS |= {"overlap_mask", "mask_ratio", "dropout", "classes", "nbs"}
-CHANGE_BITS |= {
-    "split",
-    "conf",
-    "iou",
-    "max_det",
-    "dnn",
-    "augment",
-    "agnostic_nms",
-}  # of validation: which model is best
-CHANGE_BITS |= {"lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr"}
-CHANGE_BITS |= {"dis", "box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam"}
-CHANGE_BITS |= {"hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"}
-CHANGE_BITS |= {"bgr", "mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"}
+MAY_CHANGE = set(  # from session to session: they change no bit
+    """
+    epochs patience workers device cache save_period val plots verbose profile exist_ok show_labels show_conf show_boxes
+    line_width save_json save_txt save_conf save_crop save_frames show visualize
+    task data
+    source vid_stride stream_buffer embed retina_masks tracker
+    format optimize dynamic simplify opset workspace nms
+    """.split()  # task and data: what they name is compared by what it is; then those of a prediction, of an export
+)
+CHANGE_BITS = set(
+    """
+    model batch imgsz pretrained cls_remap optimizer seed deterministic single_cls rect cos_lr close_mosaic amp fraction
+    freeze multi_scale channels_last overlap_mask mask_ratio dropout classes nbs
+    split conf iou max_det dnn augment agnostic_nms
+    lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
+    dis box cls cls_pw dfl pose kobj rle angle dlog dgrad dlam
+    hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr mosaic mixup cutmix copy_paste
+    copy_paste_mode auto_augment erasing
+    """.split()  # split to agnostic_nms: of validation, which decides which model is best
+)
+SEVERAL = re.compile(r"[\[(].*[\])]|.*\.ya?ml\s*,.*", re.DOTALL)  # data sets, as stock's Python takes them in a list
 OPTIMIZERS = ("Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD", "MuSGD", "auto")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer": (lambda value: value.lower() in map(str.lower, OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}"),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "data": (
+        lambda value: os.path.exists(value) or not SEVERAL.fullmatch(value),
+        "one data set (a data.yaml may list the images of several: `train: [a/images, b/images]`)",
+    ),
+    "batch": (
+        lambda value: value < 1 or isinstance(value, int),
+        "a whole number, -1 to have it found, or a share of the GPU's memory below 1",
+    ),
+    "imgsz": (
+        lambda value: isinstance(value, int) or bool(value and all(isinstance(each, int) for each in value)),
+        "a whole number of pixels",
+    ),
+    "cache": (lambda value: value in (True, False, "ram", "disk"), "True, False, ram or disk"),
     "epochs": (lambda value: value >= 1, "at least 1"),
     "workers": (lambda value: value >= 0, "0 or more"),
     "nbs": (lambda value: value >= 1, "at least 1"),

@@ -51,14 +51,33 @@ class Setup(Trainer):
     def set_up(self) -> None:
         """Set up as Ultralytics does, except for its check of mixed precision, which downloads a model."""
         wanted, self.args.amp = self.args.amp, self.args.amp if self.args.amp == "bf16" else False
+        if wanted == "bf16":
+            self._check_bf16()
         try:
             super().set_up()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
+        except RuntimeError as error:
+            built = isinstance(self.model, torch.nn.Module)
+            if not built or any(each.requires_grad for each in self.model.parameters()):
+                raise
+            layers = len(unwrap_model(self.model).model)
+            raise ConfigError(
+                f"freeze={self.args.freeze!r} leaves nothing of the model to train: it has {layers} layers, so give "
+                f"less than {layers}, or a list of layers."
+            ) from error
         self.args.amp = wanted
         self.amp = self.run.ranks.broadcast(self._mixed_precision)
         half = self.amp and wanted != "bf16"
         self.scaler = torch.amp.GradScaler(self.device.type if self.device.type != "cpu" else "cuda", enabled=half)
+
+    def _check_bf16(self) -> None:
+        try:
+            autocast(torch.bfloat16, device=self.device.type)
+        except RuntimeError as error:
+            raise ConfigError(
+                "amp=bf16 needs a GPU that computes in bfloat16 (a T4, a P100 and a CPU do not): leave amp=True."
+            ) from error
 
     def _mixed_precision(self) -> bool:
         """Return whether fp16 works for this model on this GPU: its outputs stay finite and close to fp32's."""
