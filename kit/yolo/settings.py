@@ -34,26 +34,22 @@ RESERVED = {  # the kit's own business, with the way to the same end
     "augmentations": "Transforms are Python objects, which no checkpoint keeps; use hsv_h, mosaic, mixup and the like.",
     "end2end": "It is part of the model: write it into the description (.yaml) that model= names.",
 }
-MAY_CHANGE = set(  # from session to session: they change no bit
-    """
-    epochs patience workers device cache save_period val plots verbose profile exist_ok show_labels show_conf show_boxes
-    line_width save_json save_txt save_conf save_crop save_frames show visualize
-    task data
-    source vid_stride stream_buffer embed retina_masks tracker
-    format optimize dynamic simplify opset workspace nms
-    """.split()  # task and data: what they name is compared by what it is; then those of a prediction, of an export
-)
-CHANGE_BITS = set(
-    """
-    model batch imgsz pretrained cls_remap optimizer seed deterministic single_cls rect cos_lr close_mosaic amp fraction
-    freeze multi_scale channels_last overlap_mask mask_ratio dropout classes nbs
-    split conf iou max_det dnn augment agnostic_nms
-    lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
-    dis box cls cls_pw dfl pose kobj rle angle dlog dgrad dlam
-    hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr mosaic mixup cutmix copy_paste
-    copy_paste_mode auto_augment erasing
-    """.split()  # split to agnostic_nms: of validation, which decides which model is best
-)
+MAY_CHANGE = {"epochs", "patience", "workers", "device", "cache"}  # from session to session: they change no bit
+MAY_CHANGE |= {"save_period", "val", "plots", "verbose", "profile", "exist_ok", "show_labels", "show_conf"}
+MAY_CHANGE |= {"show_boxes", "line_width", "save_json", "save_txt", "save_conf", "save_crop", "save_frames", "show"}
+MAY_CHANGE |= {"visualize"}
+MAY_CHANGE |= {"task", "data"}  # what they name is compared by what it is
+MAY_CHANGE |= {"source", "vid_stride", "stream_buffer", "embed", "retina_masks", "tracker"}  # of a prediction
+MAY_CHANGE |= {"format", "optimize", "dynamic", "simplify", "opset", "workspace", "nms"}  # of an export
+CHANGE_BITS = {"model", "batch", "imgsz", "pretrained", "cls_remap", "optimizer", "seed", "deterministic"}
+CHANGE_BITS |= {"single_cls", "rect", "cos_lr", "close_mosaic", "amp", "fraction", "freeze", "multi_scale"}
+CHANGE_BITS |= {"channels_last", "overlap_mask", "mask_ratio", "dropout", "classes", "nbs"}
+CHANGE_BITS |= {"split", "conf", "iou", "max_det", "dnn", "augment"}  # of validation: which model is best
+CHANGE_BITS |= {"agnostic_nms"}
+CHANGE_BITS |= {"lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "dis"}
+CHANGE_BITS |= {"box", "cls", "cls_pw", "dfl", "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam", "hsv_h"}
+CHANGE_BITS |= {"hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"}
+CHANGE_BITS |= {"mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "auto_augment", "erasing"}
 SEVERAL = re.compile(r"[\[(].*[\])]|.*\.ya?ml\s*,.*", re.DOTALL)  # data sets, as stock's Python takes them in a list
 OPTIMIZERS = ("Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD", "MuSGD", "auto")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
