@@ -132,7 +132,9 @@ def load(schema: Schema, path: str | Path | None = None, settings: Iterable[str]
         folder = installed if installed.is_dir() else session.REPOSITORY / "configs"
         path = folder / ("kaggle_config.yaml" if session.on_kaggle() else "quickstart.yaml")
     if not isinstance(path, (str, Path)):
-        raise ConfigError(f"The config must be the path of a YAML file but got {path!r}: give settings by their names.")
+        raise ConfigError(
+            f"The config must be the path of a YAML file but got {path!r}.", "Give settings by their names."
+        )
     merged = _foreign(schema, path, _read(Path(path)))
     block = merged.pop("kit", None) or {}
     if not isinstance(block, dict):

@@ -63,8 +63,8 @@ class Setup(Trainer):
                 raise
             layers = len(unwrap_model(self.model).model)
             raise ConfigError(
-                f"freeze={self.args.freeze!r} leaves nothing of the model to train: it has {layers} layers, so give "
-                f"less than {layers}, or a list of layers."
+                f"freeze={self.args.freeze!r} leaves nothing of the model to train: it has {layers} layers.",
+                f"Give less than {layers}, or a list of layers.",
             ) from error
         self.args.amp = wanted
         self.amp = self.run.ranks.broadcast(self._mixed_precision)
@@ -76,7 +76,7 @@ class Setup(Trainer):
             autocast(torch.bfloat16, device=self.device.type)
         except RuntimeError as error:
             raise ConfigError(
-                "amp=bf16 needs a GPU that computes in bfloat16 (a T4, a P100 and a CPU do not): leave amp=True."
+                "amp=bf16 needs a GPU that computes in bfloat16: a T4, a P100 and a CPU do not.", "Leave amp=True."
             ) from error
 
     def _mixed_precision(self) -> bool:

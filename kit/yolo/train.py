@@ -37,6 +37,7 @@ from kit.text import duration
 from kit.yolo import scan
 from kit.yolo.compatible import check as check_state, fitting
 from kit.yolo.identity import identify
+from kit.yolo.logger import listening
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
 from kit.yolo.recovery import lost_gpu
@@ -114,6 +115,7 @@ def train(
     """
     quiet()
     with Ranks(world) as ranks, ExitStack() as stack:
+        warnings = stack.enter_context(listening())
         dataset, identity, overrides, device, alone, chosen = prepare(config, resume, world)
         with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
             check(chosen)
@@ -129,6 +131,7 @@ def train(
         run = _open(config, resume, identity, stop, ranks, stack, before, status)
         if run is None:
             return
+        warnings.tell(run.status.warn)
         if chosen.type == "cuda" and not config.get("deterministic"):
             run.not_exact("Not exact: deterministic=False lets a GPU add up in any order")
         if world.local_rank == 0:
