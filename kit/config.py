@@ -173,7 +173,7 @@ def _renamed(settings: Mapping[str, Any], hint: bool = True) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """List the settings, as `name: old -> new`, that differ and may not change within a run."""
+    """List the settings, as `name: old -> new`, that differ and may not change within a run; the block `kit:` may."""
     names = sorted((set(old.train) | set(new.train)) - new.schema.may_change)
     pairs = [(name, old.get(name), new.get(name)) for name in names]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if _comparable(name, a) != _comparable(name, b)]

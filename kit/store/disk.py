@@ -4,8 +4,7 @@ A file is published by writing a temporary one in the same folder, fsync, rename
 systems a «move» is a copy, and a name must never point at half a file. The generation before is kept by hard link,
 made before the rename, so that no name ever points at nothing.
 
-What is done where the disk is full is up to `kit.store.writer` (what gives way to a save) and `kit.yolo.saving` (where
-the last checkpoint goes).
+What is done where the disk is full is in `kit.store.full`.
 
 Not covered: a disk that acknowledges an fsync and loses the data all the same.
 """

@@ -5,21 +5,20 @@ writes that copy to the disk. It waits for the disk only where it is told to: at
 model. There are two slots, so a snapshot can be taken while the one before is being written. Saves between epochs are
 skipped while the writer is busy; the others wait for a free slot.
 
-A forced save that finds no room deletes what can be made again: the hard links in `downloads`, which keep older
-checkpoints alive, and at last `previous.pt`. So the last save of a run fits wherever there was room for two.
+What is done where the disk is full is in `kit.store.full`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kit.errors import StorageError
-from kit.store import checkpoint
+from kit.store import checkpoint, full
 from kit.store.disk import DISK, RESERVE, Disk, make_folder, make_room, publish
 from kit.store.folder import BEST, LATEST, PREVIOUS, RunFolder
 from kit.store.snapshot import FlatBuffer, Sections, StagingBuffer, TensorLayout
@@ -260,27 +259,16 @@ class Writer:
         if not self.folder.is_dir():
             make_folder(self.folder)  # deleted while training
         previous = self.folder / PREVIOUS if name == LATEST else None
-        spare, reserve = (self._spare(), 0) if must else (iter(()), RESERVE + size // 4)
-        while True:
-            try:
-                make_room(self.folder, size, self.disk, reserve)
-                publish(
-                    self.folder / name, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk
-                )
-            except StorageError as error:
-                gone = next(spare, None) if error.full else None
-                if gone is None:
-                    raise
-                self.disk.unlink(gone)
-            else:
-                return
+        path, reserve = self.folder / name, 0 if must else RESERVE + size // 4
 
-    def _spare(self) -> Iterator[Path]:
-        """Yield what a forced save may delete; `previous.pt` only where it is not the only checkpoint."""
-        files = RunFolder(self.folder.parent)
-        yield from sorted(files.downloads.glob("*.pt"))
-        if files.latest.exists() and files.previous.exists():
-            yield files.previous
+        def attempt() -> None:
+            make_room(self.folder, size, self.disk, reserve)
+            publish(path, lambda file: checkpoint.write(state, file), previous=previous, disk=self.disk)
+
+        if must:
+            full.make_way(attempt, RunFolder(self.folder.parent), self.disk)
+        else:
+            attempt()
 
 
 def _done() -> Future[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from kit.errors import StorageError
 from kit.kaggle import session
 from kit.run import discovery
 from kit.run.discovery import ABANDONED
-from kit.store import disk
+from kit.store import disk, full
 from kit.store.checkpoint import plain
 from kit.store.folder import LATEST, RunFolder
 from kit.yolo.export import as_slim, as_ultralytics
 from kit.yolo.setup import Setup
 from kit.yolo.state import TrainerState
-
-WAIT_S, POLL_S = 60.0, 1.0  # for room, where the last save of a run or of a session finds none
 
 
 class Saving(Setup):
@@ -89,43 +87,21 @@ class Saving(Setup):
                 disk.remove(kept)
 
     def _save_surely(self, epoch: int, batch: int, *, best: bool = False) -> None:
-        """Save where no other save follows: without room into scratch, and then wait for room.
-
-        On Kaggle scratch goes with the session, so where a user may make room the wait is until its limit.
+        """Save where no other save follows.
 
         Raises:
-            StorageError: There was no room in the end; the message says where the checkpoint is, if it is anywhere.
+            StorageError: There was no room in the end, also after a wait; the message says where the checkpoint is.
         """
-        try:
-            self._save(epoch, batch, best=best, wait=True)
-        except StorageError as error:
-            if not error.full:
-                raise
-            where, hint = self._rescue(epoch, batch)
-            stop, wait_s = self.run.stop(), math.inf if session.run_type() == "interactive" else WAIT_S
-            text = f"{error.message} {where}"
-            self.run.status.warn(f"{text} Waiting for room.", "storage", "Make room; a stop gives up.")
-            give_up = time.monotonic() + wait_s
-            while time.monotonic() < give_up and self.run.stop() == stop and not self.limit_is_near():
-                time.sleep(POLL_S)
-                with suppress(StorageError):
-                    self._save(epoch, batch, best=best, wait=True)
-                    self.run.status.resolve("storage", "Saving works again.")
-                    return
-            raise StorageError(text, hint, full=True) from error
-
-    def _rescue(self, epoch: int, batch: int) -> tuple[str, str]:
-        """Write the checkpoint into scratch; return where it is, and what to do."""
-        path = session.rescue_folder(self.run.folder) / LATEST
-        try:
-            self.run.writer.rescue(path, *self.state.state_dict(epoch, batch))
-        except StorageError as error:
-            what = "Nor is there room in scratch: what was trained since the last checkpoint is lost without it."
-            return what, error.hint
-        return (
-            f"The checkpoint is in '{path}', which ends with the session.",
-            "Make room and run again before it ends.",
+        stop = self.run.stop()
+        waited = full.insist(
+            partial(self._save, epoch, batch, best=best, wait=True),
+            lambda path: self.run.writer.rescue(path, *self.state.state_dict(epoch, batch)),
+            session.rescue_folder(self.run.folder) / LATEST,
+            lambda text, hint: self.run.status.warn(text, "storage", hint),
+            lambda: self.run.stop() != stop or self.limit_is_near(),
         )
+        if waited:
+            self.run.status.resolve("storage", "Saving works again.")
 
     def _save(self, epoch: int, batch: int, *, best: bool = False, wait: bool = False) -> None:
         began = time.monotonic()

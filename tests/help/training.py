@@ -24,8 +24,8 @@ from kit.yolo.settings import load
 TINY = """
 nc: 3
 kpt_shape: [3, 3]
-scales:
-  n: [0.34, 0.125, 128]
+depth_multiple: 0.34
+width_multiple: 0.125
 backbone:
   - [-1, 1, Conv, [64, 3, 2]]
   - [-1, 1, Conv, [128, 3, 2]]

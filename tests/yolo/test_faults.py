@@ -53,7 +53,7 @@ def small(place: Path) -> Iterator[Path]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training does not wait for room."""
-    monkeypatch.setattr("kit.yolo.saving.WAIT_S", 0.0)
+    monkeypatch.setattr("kit.store.full.WAIT_S", 0.0)
 
 
 def crammed(small: Path) -> Callable[[], None]:
@@ -214,7 +214,7 @@ def test_end_waits_for_room(small: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_second_stop_gives_up_waiting_for_room(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever presses the button again wants to leave."""
     values, asked = training.settings(small.parent, **EVERY_STEP), ["once"]
-    monkeypatch.setattr("kit.yolo.saving.WAIT_S", math.inf)
+    monkeypatch.setattr("kit.store.full.WAIT_S", math.inf)
     monkeypatch.setattr("kit.yolo.saving.time.sleep", lambda seconds: asked.append("twice"))
     stop = stop_at(STEPS + 3)
     with pytest.raises(Stopped, match="once"):

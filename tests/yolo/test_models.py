@@ -196,7 +196,7 @@ def refused(values: dict[str, Any], **more: Any) -> str:
 
 EDITS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("a layer", lambda net: net["backbone"].insert(2, [-1, 1, "Conv", [128, 3, 1]])),
-    ("a width", lambda net: net["scales"].update(n=[0.34, 0.25, 128])),
+    ("a width", lambda net: net.update(width_multiple=0.25)),
     ("an activation", lambda net: net.update(activation="torch.nn.ReLU()")),
     ("a stride", lambda net: net["backbone"][0][3].__setitem__(2, 1)),
     ("where a layer reads", lambda net: net["head"][-1][0].__setitem__(0, 3)),
@@ -224,10 +224,11 @@ def test_edited_description_is_another_run(place: Path, what: str, edit: Callabl
 def test_comment_in_a_description_makes_no_other_run(place: Path) -> None:
     """Nor does a size that is not used, or the order of the entries."""
     values = training.settings(place)
+    description = Path(values["model"])
+    net = yaml.safe_load(description.read_text()) | {"scales": {"n": [0.34, 0.125, 128]}}
+    description.write_text(yaml.safe_dump(net))
     with pytest.raises(Stopped):
         training.train(values, stop_at(STEPS + 1))
-    description = Path(values["model"])
-    net = yaml.safe_load(description.read_text())
     net["scales"]["s"] = [1.0, 1.0, 1024]
     description.write_text("# mine\n" + yaml.safe_dump(net, sort_keys=True))
     assert training.train(values)["epoch"] == 3
