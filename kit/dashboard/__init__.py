@@ -5,7 +5,8 @@
 `errors` how one of the kit's errors looks.
 """
 
-from kit.dashboard.board import Board, Progress, show_downloads
+from kit.dashboard.board import Board, Progress
+from kit.dashboard.downloads import show_downloads
 from kit.dashboard.errors import show_errors
 from kit.dashboard.results import show_results
 

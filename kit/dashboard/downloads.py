@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from kit.dashboard.page import wrap
+from kit.dashboard import page
+from kit.dashboard.frontend import on_colab, show, start_folder
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
 from kit.store import disk, trust
@@ -42,28 +43,17 @@ SOURCES = {  # what is offered: which file of the run folder, name of the downlo
 }
 PLOTS = "plots.zip"
 _OWN = re.compile(r"(best|slim-best|latest|results|plots)(-e\d+)?-[0-9a-f]{8}\.\w+|plots\.zip|\..*\.tmp")
-Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to download.
+    """A file to download."""
 
-    Attributes:
-        name: What it is saved as.
-        path: The file that the link goes to.
-        size: Bytes.
-        sha256: In hex.
-        epoch: Epochs completed, or None.
-        best_map: Best mAP so far, or None.
-        purpose: What it is for.
-    """
-
-    name: str
-    path: Path
+    name: str  # that it is saved as
+    path: Path  # that the link goes to
     size: int
     sha256: str
-    epoch: int | None
+    epoch: int | None  # completed
     best_map: float | None
     purpose: str
 
@@ -87,7 +77,7 @@ class Downloads:
     def __init__(self, folder: Path, second_names: bool = True) -> None:
         self.folder, self.second_names = folder, second_names
         self.items: list[Item] = []
-        self._seen: dict[str, tuple[Key | tuple[Key, ...], Item]] = {}
+        self._seen: dict[str, tuple[object, Item]] = {}  # by name: what tells the file from the one before, and it
         self._next, self._cost = 0.0, 0.0
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[list[Item]] | None = None
@@ -140,7 +130,7 @@ class Downloads:
             if path not in keep and _OWN.fullmatch(path.name):
                 disk.remove(path)
 
-    def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
+    def _offer(self, name: str, purpose: str, key: object, get: Callable[[], Path]) -> None:
         """Offer a file, unless the one that is offered is it."""
         if name in self._seen and self._seen[name][0] == key:
             return
@@ -220,34 +210,49 @@ def link(path: Path, name: str, start: Path | None, text: str = "") -> str:
     return f'<a href="{quote(os.path.relpath(path, start))}" {what}>{html.escape(text or name)}</a>'
 
 
-def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str]:
-    """Return the downloads as HTML and as text.
-
-    Args:
-        items: The files.
-        folder: The run folder.
-        start: The notebook's folder, or None where no link reaches the files.
-    """
+def render(downloads: Downloads) -> tuple[str, str]:
+    """Return the downloads as HTML and as text; in HTML with the log and the page for a tab of its own."""
+    files, items, more = RunFolder(downloads.folder), downloads.items, []
+    start = None if on_colab() else start_folder()  # Colab shows a page of another host: no link reaches the files
+    if start and files.page.exists() and session.run_type() != "batch":
+        address = link(files.page, "", start, "the dashboard as a page of its own")
+        more.append(f"{address}, for when this one was reloaded and stands still")
+    if start and files.log.exists():
+        more.append(link(files.log, files.log.name, start, "the whole log"))
+    foot = f'<div class="kit kit-note">{" · ".join(more)}</div>' if more else ""
     if not items:
-        nothing = "Downloads: the first checkpoint is not there yet."
-        return wrap(f'<div class="kit-note">{nothing}</div>'), nothing
+        drawn, text = page.note("Downloads: the first checkpoint is not there yet.")
+        return drawn + foot, text
     cells = "".join(
         f"<b>{link(item.path, item.name, start)}</b><span>{html.escape(item.facts)}</span>"
         f'<span class="kit-note">{html.escape(item.purpose)}</span><span class="kit-sum">sha256 {item.sha256}</span>'
         for item in items
     )
-    ways = other_ways(folder)
+    ways = _other_ways(files)
     rest = "".join(f'<div class="kit-note">{html.escape(way)}</div>' for way in ways)
     lines = [f"{item.name}: {item.path} ({item.facts}, sha256 {item.sha256})" for item in items]
-    return wrap(f'<div class="kit-files">{cells}</div>{rest}'), "\n".join([*lines, *ways])
+    return page.wrap(f'<div class="kit-files">{cells}</div>{rest}') + foot, "\n".join([*lines, *ways])
 
 
-def other_ways(folder: Path) -> list[str]:
+def _other_ways(files: RunFolder) -> list[str]:
     """Name the ways to the files that need no link."""
-    place = os.path.relpath(RunFolder(folder).checkpoints, session.working())
+    place = os.path.relpath(files.checkpoints, session.working())
     if not session.on_kaggle():
         return [f"Or take them from {place} in the working folder."]
     return [
         f"Or, once the version is saved: the Output tab, under {place}.",
         f"Or, on any machine: kaggle kernels output YOUR-NAME/NOTEBOOK --file-pattern '{place}/(best|latest)'",
     ]
+
+
+def show_downloads(folder: Path) -> None:
+    """Show the downloads of a run: links with size, epoch, mAP and checksum; in Colab the browser's own download."""
+    ready = Downloads(folder, session.run_type() != "batch")
+    ready.settle()
+    show(*render(ready))
+    if on_colab():
+        from google.colab import files
+
+        for item in ready.items:
+            if item.name in (BEST, LATEST):
+                files.download(str(item.path))

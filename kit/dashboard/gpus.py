@@ -32,11 +32,7 @@ def open_library(name: str = LIBRARY) -> Any:
 
 
 def look(library: Any) -> tuple[Gpu, ...]:
-    """Return the GPUs as they are now.
-
-    Args:
-        library: As `open_library` returns it.
-    """
+    """Return the GPUs as they are now, by what `open_library` returned."""
     count, found = ctypes.c_uint(), []
     if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return ()

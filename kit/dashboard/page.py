@@ -20,14 +20,17 @@ TITLES = {
     "failed": ("Failed", "kit-bad"),
     "gone": ("Interrupted", "kit-bad"),
 }
-NEXT = {
-    "gone": "The training process is gone. Run the training cell: it goes on from the last checkpoint.",
-}
+GONE = "The training process is gone. Run the training cell: it goes on from the last checkpoint."
 
 
 def wrap(body: str) -> str:
     """Put HTML into the kit's frame, with its style."""
     return f'{STYLE}<div class="kit">{body}</div>'
+
+
+def note(text: str) -> tuple[str, str]:
+    """Return a sentence that stands alone, as HTML and as text."""
+    return wrap(f'<div class="kit-note">{html.escape(text)}</div>'), text
 
 
 def render(facts: Facts) -> str:
@@ -43,7 +46,7 @@ def render(facts: Facts) -> str:
         "".join(f'<div class="kit-warn">{html.escape(text)}</div>' for text in facts.warnings),
         charts(facts) if facts.rows or facts.batches else "",
     ]
-    lines = "\n".join(filter(None, [*facts.lines, NEXT.get(facts.state, "")]))
+    lines = "\n".join(filter(None, [*facts.lines, GONE if facts.state == "gone" else ""]))
     parts.append(f'<div class="kit-log">{html.escape(lines)}</div>' if lines else "")
     return wrap("".join(parts))
 
@@ -56,14 +59,13 @@ def _bars(facts: Facts) -> str:
         share = facts.batch / facts.batches
         rows.append(("Batch", share, f"{facts.batch}/{facts.batches}", batch_note(facts)))
     marks = "".join(f'<u style="left:{100 * at / facts.epochs:.2f}%"></u>' for at in facts.resumed[-curves.MARKS :])
-    cells = [
+    return "".join(
         f'<div class="kit-row"><span>{name}</span>'
         f'<div class="kit-bar" role="progressbar" aria-label="{name}" aria-valuenow="{100 * share:.0f}">'
         f'<i style="width:{100 * share:.2f}%"></i>{marks if name == "Epoch" else ""}</div>'
         f'<b>{count}</b><span class="kit-note">{html.escape(note)}</span></div>'
         for name, share, count, note in rows
-    ]
-    return "".join(cells)
+    )
 
 
 def epoch_note(facts: Facts) -> str:
@@ -103,12 +105,10 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
         found.append(("Left of this session", clock(facts.session_s), note))
     if facts.saved_s is not None or facts.state in RUNNING:
         age = "none yet" if facts.saved_s is None else f"{clock(facts.saved_s)} ago"
-        cost = (
-            "a stop costs nothing"
-            if facts.lost_s is None
-            else f"a kill now would cost {clock(facts.lost_s)}, a stop nothing"
-        )
-        found.append(("Last checkpoint", age, cost if facts.state in RUNNING else ""))
+        cost = "a stop costs nothing" if facts.state in RUNNING else ""
+        if facts.lost_s is not None:
+            cost = f"a kill now would cost {clock(facts.lost_s)}, a stop nothing"
+        found.append(("Last checkpoint", age, cost))
     for gpu in facts.gpus:
         load = "–" if gpu.load is None else f"{gpu.load} %"
         found.append((gpu.name, load, f"{gpu.used / 1e9:.1f} of {gpu.total / 1e9:.1f} GB"))
@@ -133,20 +133,14 @@ def tile(name: str, value: str, note: str) -> str:
 def charts(facts: Facts) -> str:
     """Draw the curves of losses and mAP."""
     best = (float(facts.best[1]), facts.best[0]) if facts.best and facts.best[1] else None
-    drawn = (
-        curves.chart("Losses", curves.losses(facts.rows, facts.losses, facts.done), facts.done, facts.resumed),
-        curves.chart("Validation", curves.measures(facts.rows), facts.done, facts.resumed, best),
-    )
-    return f'<div class="kit-charts">{"".join(drawn)}</div>'
+    lost = curves.losses(facts.rows, facts.losses, facts.done)
+    drawn = curves.chart("Losses", lost, facts.done, facts.resumed)
+    drawn += curves.chart("Validation", curves.measures(facts.rows), facts.done, facts.resumed, best)
+    return f'<div class="kit-charts">{drawn}</div>'
 
 
 def text(facts: Facts, messages: bool = True) -> str:
-    """Write the dashboard as text.
-
-    Args:
-        facts: What there is to show.
-        messages: With all that the run said.
-    """
+    """Write the dashboard as text, with all that the run said or without."""
     words = [TITLES.get(facts.state, (facts.state,))[0], facts.run]
     if facts.epochs:
         words.append(f"epoch {facts.epoch}/{facts.epochs}")
@@ -158,7 +152,8 @@ def text(facts: Facts, messages: bool = True) -> str:
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in tiles(facts) if facts.epochs]
     lines += [f"error: {facts.error}"] if facts.error else []
     lines += [f"WARNING: {warning}" for warning in facts.warnings]
-    return "\n".join([*lines, *(facts.messages if messages else ()), *filter(None, [NEXT.get(facts.state, "")])])
+    lines += facts.messages if messages else ()
+    return "\n".join([*lines, GONE] if facts.state == "gone" else lines)
 
 
 def box(title: str, what: str, details: str = "", log: str = "") -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.dashboard import page
-from kit.dashboard.facts import Context, compute
-from kit.dashboard.files import Files
+from kit.dashboard.facts import Context, look
 from kit.dashboard.frontend import show
 from kit.errors import CheckpointError, Stopped
 from kit.run import scores
@@ -24,8 +23,7 @@ PAIRS = 12
 def render(folder: Path) -> tuple[str, str]:
     """Return the results as HTML and as text."""
     values = scores.read(folder)
-    files = Files(folder)
-    facts = compute(files.status(), files.rows(), {}, Context(now=0.0))
+    facts = look(folder, Context(now=0.0))
     parts = [
         f'<div class="kit-head"><b>Results of best.pt</b><span class="kit-mute">epoch {values["epoch"]}</span>'
         f'<span class="kit-mute">{values["images"]} {_images(values)}</span></div>',
@@ -118,11 +116,7 @@ def _matrix(values: dict[str, Any]) -> str:
 
 
 def text(values: dict[str, Any]) -> str:
-    """Write what was measured as text.
-
-    Args:
-        values: As `scores.read` returns them.
-    """
+    """Write what was measured, as `scores.read` returns it, as text."""
     lines = [f"Results of best.pt, epoch {values['epoch']}, {values['images']} {_images(values)}"]
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in _tiles(values)]
     for each in values["classes"]:
@@ -131,17 +125,12 @@ def text(values: dict[str, Any]) -> str:
 
 
 def show_results(measure: Callable[[], Path]) -> None:
-    """Show what was measured of a run's best model.
-
-    Args:
-        measure: Measures it if need be, and returns the run folder.
-    """
-    name, note = os.urandom(8).hex(), "Measuring best.pt on the validation images ..."
-    shown = "", ""
-    show(page.wrap(f'<div class="kit-note">{note}</div>'), note, name)
+    """Show what was measured of a run's best model, by a call that measures it if need be and returns the folder."""
+    name, shown = os.urandom(8).hex(), ("", "")
+    show(*page.note("Measuring best.pt on the validation images ..."), name)
     try:
         shown = render(measure())
     except (CheckpointError, Stopped) as error:  # no best.pt yet, or no time for it: nothing to stop a notebook for
-        shown = page.wrap(f'<div class="kit-note">{html.escape(str(error))}</div>'), str(error)
+        shown = page.note(str(error))
     finally:
         show(*shown, name, update=True)
