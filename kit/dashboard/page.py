@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 
 from kit.dashboard import curves
 from kit.dashboard.facts import RUNNING, Facts
@@ -41,7 +40,7 @@ def render(facts: Facts) -> str:
         f'<div class="kit-head"><span class="kit-dot {colour}"></span><b>{html.escape(title)}</b>'
         f'<span class="kit-mute">{html.escape(facts.run)}</span><span class="kit-mute">{elapsed}</span></div>',
         _bars(facts),
-        f'<div class="kit-tiles">{"".join(tile(*each) for each in tiles(facts))}</div>' if facts.epochs else "",
+        draw_tiles(tiles(facts)) if facts.epochs else "",
         f'<div class="kit-error">{html.escape(facts.error)}</div>' if facts.error else "",
         "".join(f'<div class="kit-warn">{html.escape(text)}</div>' for text in facts.warnings),
         charts(facts) if facts.rows or facts.batches else "",
@@ -122,12 +121,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tile(name: str, value: str, note: str) -> str:
-    """Draw one tile."""
-    return (
+def draw_tiles(found: list[tuple[str, str, str]]) -> str:
+    """Draw tiles of name, value and note."""
+    cells = "".join(
         f'<div class="kit-tile"><div class="kit-name">{html.escape(name)}</div>'
         f'<div class="kit-value">{html.escape(value)}</div><div class="kit-note">{html.escape(note)}</div></div>'
+        for name, value, note in found
     )
+    return f'<div class="kit-tiles">{cells}</div>'
 
 
 def charts(facts: Facts) -> str:
@@ -154,20 +155,3 @@ def text(facts: Facts, messages: bool = True) -> str:
     lines += [f"WARNING: {warning}" for warning in facts.warnings]
     lines += facts.messages if messages else ()
     return "\n".join([*lines, GONE] if facts.state == "gone" else lines)
-
-
-def box(title: str, what: str, details: str = "", log: str = "") -> str:
-    """Draw an error as one red box.
-
-    Args:
-        title: What it was about.
-        what: What happened and what to do.
-        details: The end of the log.
-        log: HTML of a link to all of it.
-    """
-    details = re.sub(r"\x1b\[[0-9;]*m", "", details)  # colours of a terminal
-    paragraphs = "".join(f"<div>{html.escape(line)}</div>" for line in what.splitlines())
-    more = (
-        f"<details><summary>The end of the log</summary><pre>{html.escape(details)}</pre></details>" if details else ""
-    )
-    return wrap(f'<div class="kit-error"><b>{html.escape(title)}</b>{paragraphs}{more}{log}</div>')
