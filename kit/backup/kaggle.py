@@ -95,7 +95,7 @@ class DataSet:
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
         """Download one file of a version."""
-        fetched = Path(self._download(name, self._versions[manifest["files"][LATEST]["sha256"]]))
+        fetched = self._download(name, self._versions[manifest["files"][LATEST]["sha256"]])
         disk.copy(fetched, target)
         disk.remove(fetched)
 
@@ -103,11 +103,10 @@ class DataSet:
         """Remove nothing: a version can only be deleted on the data set's page."""
 
     def _manifest(self, version: int) -> bytes:
-        return Path(self._download(MANIFEST, version)).read_bytes()
+        return self._download(MANIFEST, version).read_bytes()
 
-    def _download(self, name: str, version: int) -> str:
-        path = self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True)
-        return str(path)
+    def _download(self, name: str, version: int) -> Path:
+        return Path(self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True))
 
     def _newest(self) -> int:
         """Return the number of the newest version; 0 where there is no data set.

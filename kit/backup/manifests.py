@@ -74,11 +74,6 @@ def order(facts: Manifest) -> tuple[int, int]:
     return facts["branch"], facts["step"]
 
 
-def same(one: Manifest, other: Manifest) -> bool:
-    """Tell whether two manifests name the same bytes."""
-    return bool(one["files"] == other["files"])
-
-
 def stored(name: str, manifest: Manifest) -> str:
     """Return the name of a file where none is used twice: `latest-1a2b3c4d5e6f.pt` of `latest.pt`."""
     path = Path(name)

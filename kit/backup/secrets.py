@@ -74,7 +74,7 @@ T = TypeVar("T")
 def patiently(
     ask: Callable[[], T],
     seconds: float,
-    waiting: Callable[[Exception], None],
+    waiting: Callable[[str], None],
     hopeless: Callable[[Exception, int], bool],
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
@@ -83,7 +83,7 @@ def patiently(
     Args:
         ask: The call.
         seconds: That all pauses may take.
-        waiting: Told of the first error that a pause follows.
+        waiting: Told of the first error that a pause follows, in words.
         hopeless: Tells from an error and the number of calls whether to give up.
         sleep: Pauses.
 
@@ -99,7 +99,7 @@ def patiently(
             if hopeless(error, calls) or pause > left:
                 raise
             if calls == 1:
-                waiting(error)
+                waiting(describe(error))
         sleep(pause)
         left, pause = left - pause, min(2 * pause, 60.0)
 

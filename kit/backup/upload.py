@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.backup.manifests import Manifest, order, position, same
+from kit.backup.manifests import Manifest, order, position
 from kit.backup.pins import Look, Pins
 from kit.backup.secrets import NotReadyError, describe, missing
 from kit.backup.stores import Store
@@ -38,12 +38,9 @@ class Backup:
         anew: A fresh run: older backups are to be ignored.
         say: Prints one line for the user.
         clock: Seconds from anywhere.
-
-    Attributes:
-        waits: The store needs time for what it got last.
     """
 
-    waits = False
+    waits = False  # the store needs time for what it got last
 
     def __init__(
         self,
@@ -187,11 +184,11 @@ class Backup:
             StorageError: It is not what was uploaded.
         """
         found = [each for each in self.store.manifests(manifest["run_id"]) if each["run_id"] == manifest["run_id"]]
-        there = next((each for each in found if same(each, manifest)), None)
+        there = next((each for each in found if each["files"] == manifest["files"]), None)
         if there is None:
             raise NotReadyError("What was uploaded is not there yet.")
         if bad := [name for name in there["files"] if not self._is_good(there, name)]:
-            self._prune([each for each in found if not same(each, manifest)])
+            self._prune([each for each in found if each["files"] != manifest["files"]])
             raise StorageError(f"{' and '.join(bad)} cannot be read back as uploaded, the checksum differs.")
         self._prune(found)
 
@@ -204,7 +201,7 @@ class Backup:
 
         kept = list[Manifest]()
         for each in sorted(found, key=rank, reverse=True):
-            if len(kept) < KEPT and not any(same(each, one) for one in kept):
+            if len(kept) < KEPT and each["files"] not in [one["files"] for one in kept]:
                 kept.append(each)
         if kept:
             with contextlib.suppress(Exception):  # the next upload tries again

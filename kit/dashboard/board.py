@@ -25,9 +25,9 @@ from kit.dashboard import gpus, page
 from kit.dashboard.downloads import Downloads, render
 from kit.dashboard.facts import LINES, STALE_S, Context, look
 from kit.dashboard.files import alive
-from kit.dashboard.frontend import shell, show
 from kit.errors import StorageError
 from kit.kaggle import session
+from kit.kaggle.frontend import shell, show
 from kit.store import disk
 from kit.store.folder import RunFolder
 

@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from kit.dashboard import page
-from kit.dashboard.frontend import on_colab, show, start_folder
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
+from kit.kaggle.frontend import on_colab, show, start_folder
 from kit.store import disk, trust
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.text import size

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from kit.dashboard import page
 from kit.dashboard.board import Board
 from kit.dashboard.downloads import link
-from kit.dashboard.frontend import shell, show, start_folder
 from kit.errors import KitError
 from kit.kaggle import session
+from kit.kaggle.frontend import shell, show, start_folder
 from kit.store.folder import RunFolder
 
 TITLES = {  # of an error's box, by its kind

@@ -11,8 +11,8 @@ from typing import Any
 
 from kit.dashboard import page
 from kit.dashboard.facts import Context, look
-from kit.dashboard.frontend import show
 from kit.errors import CheckpointError, Stopped
+from kit.kaggle.frontend import show
 from kit.run import scores
 from kit.store.folder import RunFolder
 

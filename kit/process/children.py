@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-from types import TracebackType
 
 from kit.config import Config
 from kit.errors import Stopped
@@ -59,34 +58,27 @@ class Log:
             text = ""
         self._follow(self._decode(self._tail.read()) + text)
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the file."""
         for file in (self.output, self._tail):
             with suppress(OSError):  # a line that the disk did not take is tried again
                 file.close()
 
 
 class Bounds:
-    """Of one training process.
-
-    Args:
-        config: The settings.
-    """
+    """How long one training process may take."""
 
     def __init__(self, config: Config) -> None:
         self._folder, self._ends = config.run_folder, session.deadline(config.kit.session_hours)
         self._first = time.time() + FIRST_S
-        margin = MARGIN_S + (BACKUP_S if config.kit.backup else 0)
-        self._late = margin / 2  # seconds before the end when training should have left by itself
+        self._reserve = MARGIN_S + (BACKUP_S if config.kit.backup else 0)
 
     def over(self) -> bool:
-        """Tell whether training should have left for the session's limit."""
+        """Tell whether training should have left for the session's limit: by half of the reserve that it keeps."""
         if self._ends is None:
             return False
-        late = min(self._late, LARGEST_RESERVE * (self._ends - session.started()) / 2)
-        return time.time() > max(self._ends - late, self._first)
+        reserve = min(self._reserve, LARGEST_RESERVE * (self._ends - session.started()))
+        return time.time() > max(self._ends - reserve / 2, self._first)
 
     def hangs(self, asked: float, life: float) -> bool:
         """Tell whether a process that was asked to stop will not do so any more.
@@ -103,13 +95,7 @@ class Bounds:
 
 
 def start(arguments: list[str], log: Log, processes: int = 1) -> Popen[bytes]:
-    """Start `python -m kit`, several times where several processes train together.
-
-    Args:
-        arguments: Of the command line.
-        log: Takes its output.
-        processes: That train together.
-    """
+    """Start `python -m kit` with its output into a log; with torchrun where several processes train together."""
     known, python = environment(), [sys.executable]
     if processes > 1:
         python = torchrun.command(processes)
@@ -128,8 +114,8 @@ def watch(
     child: Popen[bytes],
     log: Log,
     asked: list[float],
-    bounds: Bounds,
-    several: bool = False,
+    config: Config,
+    stop: int = signal.SIGTERM,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
     """Wait for the end of a child, pass a stop on to it, and end it where it does not answer.
@@ -138,15 +124,15 @@ def watch(
         child: The child.
         log: Of the child.
         asked: Requests to stop; it may grow, and does at the session's limit.
-        bounds: Of the child.
-        several: The child is torchrun.
+        config: The settings, which say how long it may take.
+        stop: The signal that asks it to stop.
         tick: Called ten times a second.
 
     Returns:
         Its exit code, 75 where it was stopped before it began or did not answer; the negative number of another signal
         that ended it.
     """
-    sent, since, hung = 0, 0.0, False
+    bounds, sent, since, hung = Bounds(config), 0, 0.0, False
     try:
         while child.poll() is None:
             log.show()
@@ -156,7 +142,7 @@ def watch(
                 log.say("WARNING: The session's limit is near, and training has not left by itself.")
             if len(asked) > sent:
                 sent, since = len(asked), since or time.time()
-                child.send_signal(torchrun.STOP if several else signal.SIGTERM)
+                child.send_signal(stop)
                 log.say("Stopping: the last checkpoint is being written ...")
             if since and not hung and bounds.hangs(since, log.changed()):
                 hung = True

@@ -8,6 +8,7 @@ from kit.config import Config
 from kit.errors import KitError
 from kit.kaggle import session
 from kit.run import status
+from kit.store import disk
 from kit.store.folder import RunFolder
 
 TWICE = "Lower workers=, batch= or imgsz=, leave cache= off, or look at the images of that batch."
@@ -15,18 +16,10 @@ LEAST_S = 300.0  # seconds of the session that are left, for a start to be worth
 
 
 class Restarts:
-    """Decides whether a run is started again after a part of it was killed.
-
-    Args:
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint, as the user has it.
-
-    Attributes:
-        warnings: What was said of each start, for the run to keep.
-    """
+    """Decides whether a run, that the user has started with some `resume`, is started again after it was killed."""
 
     def __init__(self, config: Config, resume: str) -> None:
-        self.warnings: list[str] = []
+        self.warnings: list[str] = []  # what was said of each start, for the run to keep
         self._folder, self._most, self._resume = config.run_folder, config.kit.restarts, resume
         self._ends = session.deadline(config.kit.session_hours)
         self._before, self._began = self._stamp(), 0.0
@@ -38,12 +31,7 @@ class Restarts:
         return self._resume if self._stamp() == self._before else "auto"
 
     def judge(self, lost: KitError, asked: bool) -> KitError | None:
-        """Return why not to start again; None to start, with what to say of it in `warnings`.
-
-        Args:
-            lost: What was killed.
-            asked: A stop was asked for.
-        """
+        """Return why not to start again, as where a stop was asked for; None to start, with a line in `warnings`."""
         before, self._place = self._place, self._look()
         step, slack, place = self._place
         if before and abs(step - before[0]) <= slack and self._most:
@@ -63,12 +51,11 @@ class Restarts:
         if status.read(self._folder).get("updated", 0) >= self._began:
             status.change(RunFolder(self._folder), {"state": "failed", **error.to_dict()})
 
-    def _stamp(self) -> tuple[int, int]:
+    def _stamp(self) -> tuple[int, ...]:
         try:
-            state = RunFolder(self._folder).latest.stat()
+            return disk.identity(RunFolder(self._folder).latest)
         except OSError:
-            return 0, 0
-        return state.st_ino, state.st_mtime_ns
+            return ()
 
     def _look(self) -> tuple[float, float, str]:
         """Return the step that training was in, how far news of it may lag behind, and words for it."""

@@ -227,7 +227,7 @@ def test_error_in_a_terminal_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(("variable", "colab"), [(None, True), ("KAGGLE_KERNEL_RUN_TYPE", False)])
 def test_colab_is_told_by_its_kernel(monkeypatch: pytest.MonkeyPatch, variable: str | None, colab: bool) -> None:
     """Kaggle sets COLAB_RELEASE_TAG and has google-colab installed: neither tells Colab."""
-    from kit.dashboard import frontend
+    from kit.kaggle import frontend
 
     shell = type("Shell", (), {"__module__": "google.colab._shell", "kernel": 1})
     monkeypatch.setattr(frontend, "shell", shell)
