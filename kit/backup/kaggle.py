@@ -21,13 +21,10 @@ LOOKED_AT = 3  # versions, from the one that may come next to the one before
 
 
 class DataSet:
-    """A Kaggle data set: one run, under the plain names, so that it can also be attached to a notebook.
+    """A Kaggle data set, `kaggle://owner/slug`: one run, under plain names, so that it can also be attached.
 
     Every upload is a version that holds all of its files; earlier ones stay until they are deleted on its page. Kaggle
     takes minutes to make a version ready.
-
-    Args:
-        address: As `kaggle://owner/slug`.
     """
 
     pause, shared = 900.0, False

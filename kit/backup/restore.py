@@ -91,8 +91,7 @@ class Restore:
     def _ask(self) -> list[Manifest] | None:
         """Open the store and return what it holds of the run that is here, else all; ask again where that fails.
 
-        Returns:
-            The manifests; None where it cannot be asked and need not be.
+        Return None where it cannot be asked and need not be.
         """
         address, end = self.address, session.deadline(self.config.kit.session_hours)
         left = WAIT_S if self.required else SHORT_WAIT_S
@@ -130,10 +129,8 @@ class Restore:
     def _choose(self, manifests: list[Manifest]) -> list[Manifest]:
         """Choose the backups of the run that is here; else of the same model and classes, first of the same `kit.run`.
 
-        The training process compares all that makes a run the same; this spares a download.
-
-        Returns:
-            Those of one run, the furthest first.
+        They are of one run, the furthest first. The training process compares all that makes a run the same; this
+        spares a download.
         """
         here = self.here
         if here is None:
@@ -151,11 +148,7 @@ class Restore:
         return sorted(own, key=lambda each: (order(each), each["time"]), reverse=True)
 
     def _compare(self, manifests: list[Manifest], found: list[Manifest]) -> None:
-        """Make sure that a store with room for one run holds this one, or none.
-
-        Raises:
-            ConfigError: It holds another one.
-        """
+        """Make sure that a store with room for one run holds this one, or none."""
         own = self.here["run_id"] if self.here else found[0]["run_id"] if found else None
         if manifests and manifests[0]["run_id"] != own and not read_news(self.config.run_folder).get("anew"):
             other = f"{manifests[0]['identity'].get('model')}, {position(manifests[0])}"
@@ -165,11 +158,7 @@ class Restore:
             )
 
     def _bring(self, found: list[Manifest]) -> None:
-        """Fetch the first of some backups, or the next one where that is damaged.
-
-        Raises:
-            KitError: None was fetched, and training must not start without.
-        """
+        """Fetch the first of some backups, or the next one where that is damaged."""
         folder, name = self.folder, self.folder.name
         for old in folder.parent.glob(f"{name}.*{disk.TEMPORARY}"):
             if not Path("/proc", old.name.split(".")[1]).exists():  # of a process that was ended in mid-download
@@ -206,11 +195,7 @@ class Restore:
         self.say(f"WARNING: {text} {LOCAL}")
 
     def _download(self, manifest: Manifest, name: str, folder: Path) -> None:
-        """Download a file of a backup.
-
-        Raises:
-            DamagedError: It is not what was uploaded, however often it is fetched.
-        """
+        """Download a file of a backup; it is damaged where it is not what was uploaded, however often it is fetched."""
         of = f"{name} of step {manifest['step']}"
 
         def get() -> None:

@@ -69,10 +69,7 @@ class Backup:
         return self.pins.look() in ([], self._seen)
 
     def step(self, last: bool = False) -> bool:
-        """Upload, if there is something new and it is time for it, or read back what was uploaded.
-
-        Args:
-            last: Training is over: upload at once.
+        """Upload what is new when it is time for it, and at last at once, or read back what was uploaded.
 
         Returns:
             Whether the store has what is in the run folder.
@@ -92,10 +89,10 @@ class Backup:
             manifest, seen = self._sent
             self._prove(manifest)
         except Exception as error:  # each client has its own, and none may end the backups of a run
-            self._took += self.clock() - began
             self._put_off(error)
             return False
-        self._took += self.clock() - began
+        finally:
+            self._took += self.clock() - began
         self._next, self._pause = self._began + max(self.store.pause, self._took / SHARE), FIRST_PAUSE_S
         self._sent, self._seen, self.anew, self.waits = None, seen, False, False
         if self.news["problem"]:
@@ -119,11 +116,7 @@ class Backup:
         self._next, self._pause = now + pause, min(2 * pause, LONGEST_PAUSE_S)
 
     def _upload(self, paths: dict[str, Path]) -> Manifest:
-        """Upload where that replaces nothing better; return the manifest that is there then.
-
-        Raises:
-            KitError: What is there is further, or is another run's.
-        """
+        """Upload unless what is there is further, or another run's; return the manifest that is there then."""
         facts = read_facts(paths[LATEST])
         run = facts["run_id"]
         found = self.store.manifests(None if self.anew else run)
@@ -177,12 +170,7 @@ class Backup:
         return key in self._read_back
 
     def _prove(self, manifest: Manifest) -> None:
-        """Read back what was uploaded, and remove older backups.
-
-        Raises:
-            NotReadyError: The store does not show it yet.
-            StorageError: It is not what was uploaded.
-        """
+        """Read back what was uploaded, and remove older backups."""
         found = [each for each in self.store.manifests(manifest["run_id"]) if each["run_id"] == manifest["run_id"]]
         there = next((each for each in found if each["files"] == manifest["files"]), None)
         if there is None:
