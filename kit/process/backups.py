@@ -51,13 +51,7 @@ def time_left(config: Config) -> float:
 
 
 def main(task: str, config: Config, resume: str, ended: Path) -> int:
-    """Do in this process what the launcher asked for.
-
-    Args:
-        task: `fetch` or `keep`.
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint.
-        ended: Takes an exception, for the launcher.
+    """Fetch or keep backups in this process; `ended` takes an exception, for the launcher.
 
     Returns:
         0, or what `kit train` has to exit with.
@@ -116,13 +110,7 @@ def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], Non
 
 
 class Keeper:
-    """Starts the process that keeps backups, and starts it again.
-
-    Args:
-        start: Starts the process.
-        config: The settings.
-        log: Takes what is said.
-    """
+    """Starts the process that keeps backups, and starts it again."""
 
     def __init__(self, start: Callable[[], Popen[bytes]], config: Config, log: Log) -> None:
         self._begin, self._config, self._log = start, config, log
@@ -159,11 +147,7 @@ class Keeper:
             self._start()
 
     def finish(self, asked: list[float]) -> None:
-        """Ask for the last backup and wait for it, for some minutes and until a stop is asked for once more.
-
-        Args:
-            asked: Requests to stop; it may grow.
-        """
+        """Ask for the last backup and wait for it, for some minutes and until a stop is asked for once more."""
         for _ in range(LAST_TRIES):
             if self._died():
                 self._start()

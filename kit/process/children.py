@@ -28,12 +28,7 @@ LAST_S = 20.0  # of the session, that are left to what follows training
 
 
 class Log:
-    """A log that children append to; what they append is passed on.
-
-    Args:
-        path: Of the file.
-        follow: Takes the text.
-    """
+    """A log that children append to; what they append is passed on."""
 
     def __init__(self, path: Path, follow: Callable[[str], None]) -> None:
         self.output, self._tail = open(path, "ab"), open(path, "rb")  # noqa: SIM115
@@ -44,10 +39,6 @@ class Log:
     def show(self) -> None:
         """Pass on what has come since; an empty text where nothing has."""
         self._follow(self._decode(self._tail.read()))
-
-    def changed(self) -> float:
-        """Return the date of its last change, in Unix seconds."""
-        return os.fstat(self.output.fileno()).st_mtime
 
     def say(self, line: str) -> None:
         """Append a line of the launcher's own; where the disk takes none it is only passed on."""
@@ -144,7 +135,7 @@ def watch(
                 sent, since = len(asked), since or time.time()
                 child.send_signal(stop)
                 log.say("Stopping: the last checkpoint is being written ...")
-            if since and not hung and bounds.hangs(since, log.changed()):
+            if since and not hung and bounds.hangs(since, os.fstat(log.output.fileno()).st_mtime):
                 hung = True
                 child.kill()
             time.sleep(POLL_S)

@@ -56,13 +56,9 @@ def run(
     resume: str = "auto",
     follow: Callable[[str, Config], None] = lambda text, config: None,
 ) -> Outcome:
-    """Check the settings, start a training process and wait for its end.
+    """Check the settings, of a config file and as `key=value`, start a training process and wait for its end.
 
-    Args:
-        path: Of the config file.
-        words: Settings as `key=value`.
-        resume: `auto`, `never` or the path of a checkpoint.
-        follow: Called ten times a second with new text of the log, and the config.
+    Ten times a second new text of the log is given to `follow`.
 
     Raises:
         InputError: Something given cannot be used; nothing was started or written.
@@ -202,10 +198,6 @@ def processes(config: Config) -> int:
 
 def measure(path: str | Path | None, words: Sequence[str]) -> Path:
     """Have the best model of a run measured in a process of its own, unless it was; return the run folder.
-
-    Args:
-        path: Of the config file.
-        words: Settings as `key=value`.
 
     Raises:
         CheckpointError: There is no best.pt yet.

@@ -51,13 +51,7 @@ def write_ending(path: Path | None, error: KitError) -> None:
 
 
 def read_ending(path: Path, code: int, lines: Sequence[str]) -> KitError:
-    """Return what ended a child.
-
-    Args:
-        path: That `ending` named.
-        code: The child's exit code.
-        lines: Of the log; they explain a crash, and an end without a word.
-    """
+    """Return what ended a child with some exit code; lines of the log explain a crash, and an end without a word."""
     try:
         error = KitError.from_dict(json.loads(path.read_bytes()), code)
     except (OSError, ValueError):

@@ -30,13 +30,11 @@ class Stop:
     """Tells the trainer when to stop because of a signal; it is asked after every batch, and while it waits for one.
 
     Until it is asked for the first time there is nothing to save: a signal ends the process, whatever it is at.
-
-    Args:
-        apart: There are processes on other machines too.
     """
 
     def __init__(self, apart: bool = False) -> None:
-        self.reason, self.apart, self.began = "", apart, False
+        self.reason, self.began = "", False
+        self.apart = apart  # there are processes on other machines too
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
@@ -70,11 +68,8 @@ class Stop:
 def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequence[str] = ()) -> int:
     """Train in this process and return its exit code: that of `kit train`, but 0 on a stop under torchrun.
 
-    Args:
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint.
-        ended: Takes an exception, for the launcher; without one, the user has started torchrun.
-        restarted: Warnings of the starts before this one.
+    `ended` takes an exception, for the launcher; without it, the user has started torchrun. `restarted` are the
+    warnings of the starts before this one.
     """
     world = World.current()
     environment.prepare()
