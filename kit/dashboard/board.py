@@ -24,7 +24,6 @@ from kit.config import Config
 from kit.dashboard import gpus, page
 from kit.dashboard.downloads import Downloads, render
 from kit.dashboard.facts import LINES, STALE_S, Context, look
-from kit.dashboard.files import alive
 from kit.errors import StorageError
 from kit.kaggle import session
 from kit.kaggle.frontend import shell, show
@@ -158,9 +157,17 @@ class Progress(dict[str, Any]):
         self._folder = folder
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        lives = alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
+        lives = _alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
         facts = look(self._folder, Context(now=time.time(), alive=lives))
         html, text = page.render(facts), page.text(facts)
         if not self and not facts.rows:
             html, text = page.note(f"There is no run in {self._folder} yet.")
         return {"text/plain": text, "text/html": html}
+
+
+def _alive(values: dict[str, Any]) -> bool:
+    """Tell whether the process that wrote a status lives on this machine."""
+    try:
+        return b"kit" in Path(f"/proc/{int(values['pid'])}/cmdline").read_bytes()
+    except (OSError, KeyError, TypeError, ValueError):
+        return False

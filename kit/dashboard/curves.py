@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kit.dashboard.files import Row
+from kit.dashboard.facts import Row
 
 COLOURS = ("#4a86f7", "#e8833a", "#2fa866", "#a06ee8", "#e0589a", "#18a2ab")
 MOST = 80  # buckets of points; each keeps its lowest and its highest
@@ -34,10 +34,7 @@ class Line:
 def losses(rows: Sequence[Row], now: dict[str, float | None], at: float) -> list[Line]:
     """Return the losses' curves: training solid, validation dashed.
 
-    Args:
-        rows: Of results.csv.
-        now: The running means of the current epoch, which are the last points.
-        at: Their place, in epochs.
+    The running means of the current epoch, `now`, are the last points; their place in epochs is `at`.
     """
     names = list(dict.fromkeys([key.removeprefix("train/") for row in rows for key in row if key.startswith("train/")]))
     names = names or list(now)
@@ -75,15 +72,7 @@ def chart(
     marks: Sequence[float] = (),
     best: tuple[float, float] | None = None,
 ) -> str:
-    """Draw a chart as HTML.
-
-    Args:
-        title: What is shown.
-        lines: The curves.
-        end: Where the axis ends, in epochs.
-        marks: Where to draw a resume line, in epochs.
-        best: A point to mark.
-    """
+    """Draw a chart as HTML: the axis ends at the epoch `end`, `marks` are epochs with a resume line, `best` a point."""
     lines = [line for line in lines if any(value is not None for _, value in line.points)]
     legend = "".join(
         f'<span><i style="background:{line.colour}"></i>{html.escape(line.name)} '

@@ -17,10 +17,9 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -60,19 +59,13 @@ class Item:
     @property
     def facts(self) -> str:
         """Size, epoch and mAP in words."""
-        words = [size(self.size)]
-        words += [] if self.epoch is None else [f"epoch {self.epoch}"]
-        words += [] if self.best_map is None else [f"best mAP {self.best_map:.4f}"]
-        return ", ".join(words)
+        epoch = "" if self.epoch is None else f"epoch {self.epoch}"
+        best = "" if self.best_map is None else f"best mAP {self.best_map:.4f}"
+        return ", ".join(filter(None, [size(self.size), epoch, best]))
 
 
 class Downloads:
-    """Keeps second names of a run's newest files.
-
-    Args:
-        folder: The run folder.
-        second_names: Make them; else the links go to the files themselves.
-    """
+    """Keeps second names of a run's newest files, or offers the files themselves where it must not make any."""
 
     def __init__(self, folder: Path, second_names: bool = True) -> None:
         self.folder, self.second_names = folder, second_names
@@ -110,15 +103,12 @@ class Downloads:
 
     def _refresh(self) -> list[Item]:
         began, files = time.thread_time(), RunFolder(self.folder)
-        for source, (name, purpose) in SOURCES.items():
-            with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
-                self._offer(name, purpose, disk.identity(path := getattr(files, source)), partial(Path, path))
-        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
-        if plots and self.second_names:
-            with contextlib.suppress(OSError, StorageError):
-                self._offer(PLOTS, "all pictures", tuple(map(disk.identity, plots)), lambda: self._pack(plots))
-        names = [*(name for name, _ in SOURCES.values()), PLOTS]
-        items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
+        offers = [(name, purpose, [getattr(files, source)]) for source, (name, purpose) in SOURCES.items()]
+        if self.second_names:
+            plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
+            offers.append((PLOTS, "all pictures", plots))
+        found = [self._offer(*each) for each in offers]
+        items = [item for item in found if item and item.path.exists()]
         self._remove({item.path for item in (*items, *self.items)})  # an open page may still have the one before
         self._cost = max(time.thread_time() - began, self._cost)
         self._next = time.monotonic() + max(CHECK_S, self._cost * SHARE)
@@ -130,11 +120,15 @@ class Downloads:
             if path not in keep and _OWN.fullmatch(path.name):
                 disk.remove(path)
 
-    def _offer(self, name: str, purpose: str, key: object, get: Callable[[], Path]) -> None:
-        """Offer a file, unless the one that is offered is it."""
-        if name in self._seen and self._seen[name][0] == key:
-            return
-        path = get()
+    def _offer(self, name: str, purpose: str, paths: list[Path]) -> Item | None:
+        """Offer a file, or pictures as one, unless the one that is offered is it; None where it is not there yet."""
+        with contextlib.suppress(OSError, StorageError):  # it is not there, or was replaced just now
+            key = [disk.identity(path) for path in paths]
+            if key and (name not in self._seen or self._seen[name][0] != key):
+                self._seen[name] = key, self._make(name, purpose, self._pack(paths) if name == PLOTS else paths[0])
+        return self._seen[name][1] if name in self._seen else None
+
+    def _make(self, name: str, purpose: str, path: Path) -> Item:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             told = peek(file) if path.suffix == ".pt" else {}
@@ -143,15 +137,10 @@ class Downloads:
                 stem, _, suffix = name.rpartition(".")
                 number = "" if epoch is None else f"-e{epoch:03d}"
                 path = self._link(path, f"{stem}{number}-{digest[:8]}.{suffix}", file)
-            item = Item(name, path, os.fstat(file.fileno()).st_size, digest, epoch, told.get("best_map"), purpose)
-        self._seen[name] = key, item
+            return Item(name, path, os.fstat(file.fileno()).st_size, digest, epoch, told.get("best_map"), purpose)
 
     def _link(self, path: Path, name: str, file: BinaryIO) -> Path:
-        """Give the file that is open a second name; where the disk knows none, its own has to do.
-
-        Raises:
-            OSError: `path` is another file by now.
-        """
+        """Give the file that is open a second name; where the disk knows none, its own has to do."""
         try:
             target = disk.make_folder(RunFolder(self.folder).downloads) / name
             if path.parent == target.parent:
@@ -195,36 +184,34 @@ def peek(file: BinaryIO) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
-def link(path: Path, name: str, start: Path | None, text: str = "") -> str:
-    """Return an HTML link that downloads a file, in every front end and also while a cell runs.
+def link(path: Path, name: str, text: str = "") -> str:
+    """Return an HTML link, relative to the notebook, that works in every front end and also while a cell runs.
 
     Args:
         path: The file.
         name: What it is saved as; empty for a page to open in a tab of its own.
-        start: The notebook's folder: what the address is relative to. None where no link can reach the file.
         text: What to click on; default the name.
     """
-    if start is None:
+    if on_colab():  # it shows a page of another host: no link reaches the files
         return html.escape(text or name)
     what = f'download="{html.escape(name)}"' if name else 'target="_blank"'
-    return f'<a href="{quote(os.path.relpath(path, start))}" {what}>{html.escape(text or name)}</a>'
+    return f'<a href="{quote(os.path.relpath(path, start_folder()))}" {what}>{html.escape(text or name)}</a>'
 
 
 def render(downloads: Downloads) -> tuple[str, str]:
     """Return the downloads as HTML and as text; in HTML with the log and the page for a tab of its own."""
     files, items, more = RunFolder(downloads.folder), downloads.items, []
-    start = None if on_colab() else start_folder()  # Colab shows a page of another host: no link reaches the files
-    if start and files.page.exists() and session.run_type() != "batch":
-        address = link(files.page, "", start, "the dashboard as a page of its own")
+    if files.page.exists() and session.run_type() != "batch":
+        address = link(files.page, "", "the dashboard as a page of its own")
         more.append(f"{address}, for when this one was reloaded and stands still")
-    if start and files.log.exists():
-        more.append(link(files.log, files.log.name, start, "the whole log"))
-    foot = f'<div class="kit kit-note">{" · ".join(more)}</div>' if more else ""
+    if files.log.exists():
+        more.append(link(files.log, files.log.name, "the whole log"))
+    foot = f'<div class="kit kit-note">{" · ".join(more)}</div>' if more and not on_colab() else ""
     if not items:
         drawn, text = page.note("Downloads: the first checkpoint is not there yet.")
         return drawn + foot, text
     cells = "".join(
-        f"<b>{link(item.path, item.name, start)}</b><span>{html.escape(item.facts)}</span>"
+        f"<b>{link(item.path, item.name)}</b><span>{html.escape(item.facts)}</span>"
         f'<span class="kit-note">{html.escape(item.purpose)}</span><span class="kit-sum">sha256 {item.sha256}</span>'
         for item in items
     )

@@ -12,7 +12,7 @@ from kit.dashboard.board import Board
 from kit.dashboard.downloads import link
 from kit.errors import KitError
 from kit.kaggle import session
-from kit.kaggle.frontend import shell, show, start_folder
+from kit.kaggle.frontend import on_colab, shell, show
 from kit.store.folder import RunFolder
 
 TITLES = {  # of an error's box, by its kind
@@ -40,8 +40,9 @@ def show_errors(board: Board | None = None) -> Iterator[None]:
         yield
     except KitError as error:
         if shell() is not None:
-            log = RunFolder(board.folder).log if board and board.folder else None
-            address = link(log, log.name, start_folder(), "Download the whole log") if log and log.exists() else ""
+            log, address = RunFolder(board.folder).log if board and board.folder else None, ""
+            if log and log.exists() and not on_colab():
+                address = link(log, log.name, "Download the whole log")
             title, details = TITLES.get(error.kind, FAILED), f"\n{error.details}" if error.details else ""
             show(_box(title, error, address), f"{title}: {error}{details}")
             error.shown = session.run_type() != "batch"  # whose log has no boxes

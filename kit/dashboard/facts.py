@@ -1,16 +1,17 @@
-"""What there is to show of a run, as numbers: a pure function of the files that it keeps."""
+"""What there is to show of a run, as numbers: `look` reads the files that it keeps, `compute` is pure."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kit.dashboard.files import Row, read_rows
 from kit.errors import StorageError
 from kit.run import status
 from kit.store import disk
@@ -24,6 +25,8 @@ NOTICES = 4  # that are shown
 RECENT = 5  # epochs that the time of one is taken from
 LOW = 500e6  # bytes; below that a disk is said to be nearly full
 STALE_S = 60.0  # seconds without news after which it is asked whether the training process still lives
+
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,32 @@ class Facts:
 def look(folder: Path, context: Context) -> Facts:
     """Say how the run in a folder stands."""
     return compute(status.read(folder), read_rows(folder), disk.read_json(RunFolder(folder).backup), context)
+
+
+def read_rows(folder: Path) -> tuple[Row, ...]:
+    """Return the rows of results.csv, without what is missing or no number; it is read again when it was replaced."""
+    path = RunFolder(folder).table
+    try:
+        return _parse(path, disk.identity(path))
+    except (OSError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=1)
+def _parse(path: Path, identity: tuple[int, int, int]) -> tuple[Row, ...]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return tuple(
+            {name.strip(): value for name, text in row.items() if (value := _number(text)) is not None}
+            for row in csv.DictReader(file)
+        )
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def compute(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any], context: Context) -> Facts:

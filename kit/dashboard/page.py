@@ -53,36 +53,24 @@ def render(facts: Facts) -> str:
 def _bars(facts: Facts) -> str:
     if not facts.epochs:
         return ""
-    rows = [("Epoch", min(facts.done / facts.epochs, 1), f"{facts.epoch}/{facts.epochs}", epoch_note(facts))]
+    each = f"{clock(facts.epoch_s)} an epoch" if facts.epoch_s else ""
+    left = f"{clock(facts.left_s)} left" if facts.left_s is not None else ""
+    note = ", ".join(filter(None, [each, left]))
+    rows = [("Epoch", min(facts.done / facts.epochs, 1), f"{facts.epoch}/{facts.epochs}", note)]
     if facts.batches and facts.state in RUNNING:
-        share = facts.batch / facts.batches
-        rows.append(("Batch", share, f"{facts.batch}/{facts.batches}", batch_note(facts)))
+        note = "validating" if facts.state == "validating" else ""
+        if rate := facts.rate:
+            pace = f"{rate:.1f} batches/s" if rate >= 1 else f"{1 / rate:.1f} s a batch"
+            note = f"{pace}, {clock(facts.batches_s or 0)} left in this epoch"
+        rows.append(("Batch", facts.batch / facts.batches, f"{facts.batch}/{facts.batches}", note))
     marks = "".join(f'<u style="left:{100 * at / facts.epochs:.2f}%"></u>' for at in facts.resumed[-curves.MARKS :])
     return "".join(
         f'<div class="kit-row"><span>{name}</span>'
         f'<div class="kit-bar" role="progressbar" aria-label="{name}" aria-valuenow="{100 * share:.0f}">'
         f'<i style="width:{100 * share:.2f}%"></i>{marks if name == "Epoch" else ""}</div>'
-        f'<b>{count}</b><span class="kit-note">{html.escape(note)}</span></div>'
+        f'<b>{count}</b><span class="kit-note">{html.escape(note) or "&#160;"}</span></div>'
         for name, share, count, note in rows
     )
-
-
-def epoch_note(facts: Facts) -> str:
-    """Say what an epoch takes and how long all that are left will."""
-    each = f"{clock(facts.epoch_s)} an epoch" if facts.epoch_s else ""
-    left = f"{clock(facts.left_s)} left" if facts.left_s is not None else ""
-    return ", ".join(filter(None, [each, left])) or "\u00a0"
-
-
-def batch_note(facts: Facts) -> str:
-    """Say how fast batches go and how long those of this epoch still will."""
-    if facts.state == "validating":
-        return "validating"
-    rate = facts.rate
-    if not rate:
-        return "\u00a0"
-    pace = f"{rate:.1f} batches/s" if rate >= 1 else f"{1 / rate:.1f} s a batch"
-    return f"{pace}, {clock(facts.batches_s or 0)} left in this epoch"
 
 
 def tiles(facts: Facts) -> list[tuple[str, str, str]]:

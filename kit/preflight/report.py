@@ -50,12 +50,7 @@ class Finding:
 
 @contextmanager
 def probing(*words: str, module: str = "kit.preflight.probe", limit: float = PROBE_S) -> Iterator[Callable[[], Facts]]:
-    """Start `kit.preflight.probe`; what is yielded waits for it and returns what it said.
-
-    Args:
-        words: Of its command line.
-        module: What to start.
-        limit: Seconds that it has.
+    """Start `kit.preflight.probe`; what is yielded waits for it, for `limit` seconds, and returns what it said.
 
     Yields:
         A function that returns the probe's facts, `exit` (its exit code, 0 where it was still running) and `error`

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from kit.dashboard import downloads
 from kit.dashboard.downloads import Downloads, Item, link, peek, render, show_downloads
 from kit.store import checkpoint, disk
 
@@ -192,12 +193,13 @@ def test_nothing_there_yet_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["", "notebooks", "notebooks/my work/100%"])
-def test_link_leads_from_the_notebooks_folder_to_the_file(tmp_path: Path, start: str) -> None:
+def test_link_leads_from_the_notebooks_folder_to_the_file(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relative, quoted, with the attribute `download`: the one form that works everywhere."""
+    monkeypatch.setattr(downloads, "start_folder", lambda: tmp_path / start)
     target = tmp_path / "runs/my train#1/downloads/best-e010-abcdef12.pt"
-    found = re.fullmatch(
-        r'<a href="([^"]*)" download="best\.pt">best\.pt</a>', link(target, "best.pt", tmp_path / start)
-    )
+    found = re.fullmatch(r'<a href="([^"]*)" download="best\.pt">best\.pt</a>', link(target, "best.pt"))
     assert found
     assert "://" not in found[1]
     assert not found[1].startswith("/")
@@ -206,7 +208,7 @@ def test_link_leads_from_the_notebooks_folder_to_the_file(tmp_path: Path, start:
 
 def test_names_cannot_break_out_of_the_link(tmp_path: Path) -> None:
     """A run folder may be called anything."""
-    drawn = link(tmp_path / 'a"><script>', 'b"><script>', tmp_path)
+    drawn = link(tmp_path / 'a"><script>', 'b"><script>')
     assert "<script>" not in drawn
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from kit.dashboard import curves, gpus, page
-from kit.dashboard.facts import Context, Facts, Gpu, compute, look
-from kit.dashboard.files import read_rows
+from kit.dashboard.facts import Context, Facts, Gpu, compute, look, read_rows
 from kit.text import clock, size
 from tests.help import runs
 from tests.help.runs import NOW, rows, status
