@@ -39,11 +39,7 @@ class Pins:
     def hold(self, patient: bool) -> Iterator[dict[str, Path]]:
         """Hard-link the good files, so that they stay for the upload although training replaces them.
 
-        Args:
-            patient: Wait for a pair of the same save.
-
-        Raises:
-            CheckpointError: `latest.pt` is damaged.
+        Who is patient waits for a pair of the same save.
         """
         place = self.folder / f"{PINS}{os.getpid()}"
         pins = {name: place / name for name in (LATEST, BEST)}

@@ -39,14 +39,7 @@ class DamagedError(KitError):
 
 
 class Restore:
-    """Fetches what is further than the run folder, and proves that the store can be used.
-
-    Args:
-        config: The settings; `kit.backup` is set.
-        opened: Opens the store of an address.
-        say: Prints one line for the user.
-        sleep: Pauses.
-    """
+    """Fetches what is further than the run folder, and proves that the store can be used, which `opened` opens."""
 
     store: Store
 

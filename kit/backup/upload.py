@@ -31,13 +31,7 @@ KEPT = 2  # backups of a run
 class Backup:
     """Uploads a run's newest checkpoints when they changed, and keeps `backup.json`.
 
-    Args:
-        folder: The run folder.
-        address: `kit.backup`, to be shown.
-        store: Where to.
-        anew: A fresh run: older backups are to be ignored.
-        say: Prints one line for the user.
-        clock: Seconds from anywhere.
+    Of a run that was started `anew`, older backups are ignored.
     """
 
     waits = False  # the store needs time for what it got last

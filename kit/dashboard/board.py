@@ -38,10 +38,8 @@ FREE_S = 60.0  # seconds between two looks at the free space
 class Board:
     """What a training cell shows from its start to its end.
 
-    Args:
-        mode: `live` in a notebook's kernel, `batch` for a batch run (lines, and one card at the end), `lines` where
-            there is no front end; default what this is.
-        show: Shows HTML and text.
+    Its mode is `live` in a notebook's kernel, `batch` in a batch run (lines, and one card at the end) and `lines` where
+    there is no front end.
     """
 
     def __init__(self, mode: str | None = None, show: Callable[..., None] = show) -> None:

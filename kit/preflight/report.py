@@ -116,14 +116,9 @@ def findings(
     disk: Disk = DISK,
     root: Path = machine.ROOT,
 ) -> Iterator[Finding]:
-    """Look at everything; nothing that is found is raised.
+    """Look at everything, with the settings that training takes; nothing that is found is raised.
 
-    Args:
-        path: Of the config file, as training takes it.
-        settings: What to change in it.
-        probe: Asks torch about its GPUs and the run folder's checkpoints, and training about what it would start with.
-        disk: Says how much room there is.
-        root: Of the file system that says what the machine has.
+    The file system below `root` says what the machine has.
     """
     config = Config(schema())
     problem: checks.Verdict | None = None

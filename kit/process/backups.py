@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
-from types import FrameType
 
 from kit.backup.pins import remove_leftovers
 from kit.backup.restore import Restore
@@ -63,7 +62,7 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(line, file=out)
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, frame: object) -> None:
         stop.append(number)
         if number == ORPHANED:
             signal.alarm(ORPHAN_S)

@@ -72,12 +72,7 @@ class Bounds:
         return time.time() > max(self._ends - reserve / 2, self._first)
 
     def hangs(self, asked: float, life: float) -> bool:
-        """Tell whether a process that was asked to stop will not do so any more.
-
-        Args:
-            asked: When, in Unix seconds.
-            life: When it has last given a sign of life.
-        """
+        """Tell whether a process that was asked to stop, and has last given a sign of life, will not stop any more."""
         now = time.time()
         if self._ends is not None and now > max(self._ends - LAST_S, self._first, asked + LAST_S):
             return True
@@ -111,13 +106,7 @@ def watch(
 ) -> int:
     """Wait for the end of a child, pass a stop on to it, and end it where it does not answer.
 
-    Args:
-        child: The child.
-        log: Of the child.
-        asked: Requests to stop; it may grow, and does at the session's limit.
-        config: The settings, which say how long it may take.
-        stop: The signal that asks it to stop.
-        tick: Called ten times a second.
+    `asked` are the requests to stop; it may grow, and does at the session's limit. `tick` is called ten times a second.
 
     Returns:
         Its exit code, 75 where it was stopped before it began or did not answer; the negative number of another signal

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from kit.config import Config
@@ -53,11 +52,11 @@ class Stop:
         signal.signal(ORPHANED, self.on_orphaned)
         tie_to_parent(parent, ORPHANED)
 
-    def on_stop(self, number: int, frame: FrameType | None) -> None:
+    def on_stop(self, number: int, frame: object) -> None:
         """Ask for a stop; asked for again, one that waits for something gives up."""
         self.reason = "a stop was asked for" + " again" * bool(self.reason)
 
-    def on_orphaned(self, number: int, frame: FrameType | None) -> None:
+    def on_orphaned(self, number: int, frame: object) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
         if self.apart or not self.began:  # another machine's torchrun would wait minutes for the one that is gone
             os._exit(1)
