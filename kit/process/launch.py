@@ -34,7 +34,6 @@ from kit.process.parent import ending, read_ending
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
-from kit.store.folder import RunFolder
 from kit.yolo.settings import load
 
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
@@ -81,24 +80,23 @@ def run(
         said.extend(filter(None, [text]))
         follow(text, config)
 
-    log = RunFolder(folder).log
     with _forwarding() as asked, ending() as ended, ExitStack() as stack:
         job = _Job(config, resume, _arguments(path, words), ended, said, asked)
         error: KitError | None = None
         if config.kit.backup:
-            with closing(Log(log, tell)) as first:
-                error = _fetch(job, first)
+            with closing(Log(config.files.log, tell)) as log:
+                error = _fetch(job, log)
         if not error and asked:
             error = Stopped()
         if not error:
             if resume == "never" and (old := disk.quarantine_run(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            error = _train(job, stack.enter_context(closing(Log(log, tell))))
+            error = _train(job, stack.enter_context(closing(Log(config.files.log, tell))))
     code = error.exit_code if error else 0
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
-        if code == 2 and same and not list(RunFolder(folder).checkpoints.glob("*.pt")):
+        if code == 2 and same and not list(config.files.checkpoints.glob("*.pt")):
             disk.remove(folder)  # it was made above and holds nothing but this failure
     return Outcome(code, status.read(folder), folder, None if isinstance(error, Stopped) else error)
 
@@ -205,8 +203,7 @@ def measure(path: str | Path | None, words: Sequence[str]) -> Path:
         KitError: The process failed.
     """
     config = load(path, words)
-    folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
-    best = RunFolder(folder).best
+    folder, best, ends = config.run_folder, config.files.best, session.deadline(config.kit.session_hours)
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet.", "The first validation writes it.")
     if not scores.current(folder):

@@ -16,7 +16,6 @@ from kit.errors import CrashError, KitError, LostError, Stopped
 from kit.parallel.world import World
 from kit.process.parent import CRASHED, ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
 from kit.run import status
-from kit.store.folder import RunFolder
 from kit.yolo import environment
 
 
@@ -114,7 +113,7 @@ def _tell(config: Config, ended: Path | None, error: KitError) -> None:
 def _own_log(config: Config, rank: int) -> TextIO:
     """Send what this process prints into a log of its own, and return where the first process's goes."""
     shared = open(os.dup(2), "w")  # noqa: SIM115
-    with open(RunFolder(config.run_folder).log_of(rank), "a") as log:
+    with open(config.files.log_of(rank), "a") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     return shared
