@@ -30,7 +30,6 @@ TITLES = {  # of an error's box, by its kind
     "memory": "Memory is full",
     "stopped": "Stopped",
 }
-FAILED = "Training failed"  # of any other
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def show_errors(board: Board | None = None) -> Iterator[None]:
             log, address = RunFolder(board.folder).log if board and board.folder else None, ""
             if log and log.exists() and not on_colab():
                 address = link(log, log.name, "Download the whole log")
-            title, details = TITLES.get(error.kind, FAILED), f"\n{error.details}" if error.details else ""
+            title, details = TITLES.get(error.kind, "Training failed"), f"\n{error.details}" if error.details else ""
             show(_box(title, error, address), f"{title}: {error}{details}")
             error.shown = session.run_type() != "batch"  # whose log has no boxes
         raise

@@ -292,11 +292,12 @@ class FakeDriver:
         return 0
 
     def nvmlDeviceGetMemoryInfo(self, device: Any, memory: Any) -> int:  # noqa: N802
-        memory._obj.used, memory._obj.total = 3_000, 15_000
+        assert ctypes.sizeof(memory._obj) == 24
+        memory._obj[:] = 15_000, 12_000, 3_000  # total, free, used
         return 0
 
     def nvmlDeviceGetUtilizationRates(self, device: Any, load: Any) -> int:  # noqa: N802
-        load._obj.gpu = 97
+        load._obj[:] = 97, 5
         return 0 if device.value == 100 else 3
 
 
@@ -305,4 +306,3 @@ def test_gpus_are_asked_of_the_driver() -> None:
     assert gpus.look(FakeDriver()) == (Gpu("Tesla T4 100", 3_000, 15_000, 97), Gpu("Tesla T4 101", 3_000, 15_000, None))
     assert gpus.open_library("libnothing-of-that-name.so") is None
     assert gpus.look(None) == ()
-    assert ctypes.sizeof(gpus._Memory) == 24
