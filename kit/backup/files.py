@@ -19,17 +19,15 @@ _NUMBER = re.compile(r"manifest-(\d+)\.json")
 
 
 class Files:
-    """A folder with one folder per run.
+    """A folder, at an address like `s3://bucket/path`, with one folder per run.
 
     No name is written twice: a file has its checksum in its name and manifests are numbered, so a reader finds the one
     before where the newest is torn, also where a write is not atomic. What lists old names is found out by the number
     that comes next.
-
-    Args:
-        address: As `s3://bucket/path`.
     """
 
-    pause, shared = 60.0, True
+    pause = 60.0  # least seconds between two uploads
+    shared = True  # several runs have room beside each other; without, every upload holds all of its files
 
     def __init__(self, address: str) -> None:
         import fsspec
@@ -38,10 +36,10 @@ class Files:
         self.fs, root = fsspec.core.url_to_fs(address, skip_instance_cache=True)
         self.root = str(root).rstrip("/")
         self.flat = address.partition("://")[0] in FLAT
-        self.odd: set[str] = set()
+        self.odd: set[str] = set()  # what should be a manifest and is none, as far as it was met
 
     def check(self) -> None:
-        """Write a file and remove it."""
+        """Prove that it can be written: write a file and remove it."""
         if not self.flat:
             self.fs.makedirs(self.root, exist_ok=True)
         probe = f"{self.root}/.{uuid.uuid4().hex}"
@@ -50,13 +48,21 @@ class Files:
             self.fs.rm_file(probe)
 
     def manifests(self, run: str | None = None) -> list[Manifest]:
-        """Return all whole manifests, the latest upload of each run first."""
+        """Return all whole manifests or those of a run, the latest upload of each run first.
+
+        It is an error, and not an empty list, where what is there cannot be told just now.
+        """
         self.fs.invalidate_cache()
         runs = [name for name in self._list(self.root) if "." not in name] if run is None else [run]
         return [manifest for each in runs for manifest in reversed(self._read(each).values()) if manifest]
 
     def push(self, manifest: Manifest, paths: dict[str, Path]) -> None:
-        """Upload files, then a manifest with the next number."""
+        """Upload files, then a manifest with the next number; what is there already stays.
+
+        Args:
+            manifest: Its `files` tell size and SHA-256 of each of `paths`, and of what is there already.
+            paths: The files by name, alone in their folder; they do not change meanwhile.
+        """
         folder = f"{self.root}/{manifest['run_id']}"
         files = {f"{folder}/{stored(name, manifest)}": path for name, path in paths.items()}
         number = max(self._read(manifest["run_id"]), default=0) + 1
@@ -76,7 +82,7 @@ class Files:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
-        """Download one file of a manifest."""
+        """Download one file of a manifest that `manifests` has returned."""
         self.fs.invalidate_cache()
         self.fs.get_file(self._path(manifest, name), str(target))
 
@@ -95,11 +101,7 @@ class Files:
                 self.fs.rm_file(path)
 
     def _read(self, run: str) -> dict[int, Manifest | None]:
-        """Return the manifests of a run by their numbers, which rise; None for what is none.
-
-        Raises:
-            NotReadyError: A manifest is listed and not there, so the list is an old one.
-        """
+        """Return the manifests of a run by their numbers, which rise; None for what is none."""
         folder, found = f"{self.root}/{run}", dict[int, Manifest | None]()
         listed = sorted(int(match[1]) for match in map(_NUMBER.fullmatch, self._list(folder)) if match)
         for number in itertools.chain(listed, itertools.count(max(listed, default=0) + 1)):
@@ -112,7 +114,7 @@ class Files:
                 manifest = None
             except (FileNotFoundError, NotADirectoryError) as error:
                 if number in listed:
-                    raise NotReadyError(f"'{path}' is listed and not there.") from error
+                    raise NotReadyError(f"'{path}' is listed and not there.") from error  # an old list
                 break
             found[number] = manifest if manifest and manifest["run_id"] == run else None
             if found[number] is None:

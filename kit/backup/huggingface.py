@@ -20,6 +20,9 @@ class Repository(Files):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
+        import huggingface_hub
+
+        self.library, self.hub = huggingface_hub, huggingface_hub.HfApi()
         kind, _, rest = self.root.partition("/")
         kind, rest = (kind.removesuffix("s"), rest) if kind in ("datasets", "spaces") else ("model", self.root)
         self.repository = {"repo_id": "/".join(rest.split("/")[:2]), "repo_type": kind}
@@ -31,11 +34,9 @@ class Repository(Files):
         Raises:
             ConfigError: There is no token.
         """
-        import huggingface_hub
-
-        if not huggingface_hub.get_token():
+        if not self.library.get_token():
             raise ConfigError("There is no token for Hugging Face.", "Set HF_TOKEN in the secrets or the environment.")
-        huggingface_hub.HfApi().create_repo(**self.repository, private=True, exist_ok=True)
+        self.hub.create_repo(**self.repository, private=True, exist_ok=True)
 
     def checksum(self, manifest: Manifest, name: str) -> str:
         """Return the SHA-256 of a file, which the large file storage makes of the bytes that it holds."""
@@ -44,25 +45,20 @@ class Repository(Files):
         return str(large["sha256"]) if large else super().checksum(manifest, name)
 
     def _add(self, files: dict[str, Path], marker: str, text: bytes) -> None:
-        from huggingface_hub import CommitOperationAdd, HfApi
-
-        changes = [CommitOperationAdd(target[self.inside :], str(path)) for target, path in files.items()]
-        changes.append(CommitOperationAdd(marker[self.inside :], text))
-        HfApi().create_commit(**self.repository, operations=changes, commit_message="Back up a run")
+        contents = {**{target: str(path) for target, path in files.items()}, marker: text}
+        added = [self.library.CommitOperationAdd(path[self.inside :], content) for path, content in contents.items()]
+        self.hub.create_commit(**self.repository, operations=added, commit_message="Back up a run")
 
     def _remove(self, paths: list[str]) -> None:
-        from huggingface_hub import CommitOperationDelete, HfApi
-
         if not paths:
             return
-        hub = HfApi()
-        removals = [CommitOperationDelete(path[self.inside :]) for path in paths]
-        hub.create_commit(**self.repository, operations=removals, commit_message="Remove older backups of a run")
+        removed = [self.library.CommitOperationDelete(path[self.inside :]) for path in paths]
+        self.hub.create_commit(**self.repository, operations=removed, commit_message="Remove older backups of a run")
         with contextlib.suppress(Exception):  # a key that may not; the next upload tries again
-            files = hub.list_repo_tree(**self.repository, recursive=True)
+            files = self.hub.list_repo_tree(**self.repository, recursive=True)
             kept = {file.lfs.sha256 for file in files if getattr(file, "lfs", None)}
             folder = paths[0][self.inside :].rpartition("/")[0] + "/"
-            stored = hub.list_lfs_files(**self.repository)
+            stored = self.hub.list_lfs_files(**self.repository)
             gone = [f for f in stored if f.filename.startswith(folder) and not {f.oid, f.file_oid} & kept]
             if gone:
-                hub.permanently_delete_lfs_files(lfs_files=gone, **self.repository)
+                self.hub.permanently_delete_lfs_files(lfs_files=gone, **self.repository)

@@ -21,13 +21,10 @@ LOOKED_AT = 3  # versions, from the one that may come next to the one before
 
 
 class DataSet:
-    """A Kaggle data set: one run, under the plain names, so that it can also be attached to a notebook.
+    """A Kaggle data set, `kaggle://owner/slug`: one run, under plain names, so that it can also be attached.
 
     Every upload is a version that holds all of its files; earlier ones stay until they are deleted on its page. Kaggle
     takes minutes to make a version ready.
-
-    Args:
-        address: As `kaggle://owner/slug`.
     """
 
     pause, shared = 900.0, False
@@ -95,7 +92,7 @@ class DataSet:
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
         """Download one file of a version."""
-        fetched = Path(self._download(name, self._versions[manifest["files"][LATEST]["sha256"]]))
+        fetched = self._download(name, self._versions[manifest["files"][LATEST]["sha256"]])
         disk.copy(fetched, target)
         disk.remove(fetched)
 
@@ -103,11 +100,10 @@ class DataSet:
         """Remove nothing: a version can only be deleted on the data set's page."""
 
     def _manifest(self, version: int) -> bytes:
-        return Path(self._download(MANIFEST, version)).read_bytes()
+        return self._download(MANIFEST, version).read_bytes()
 
-    def _download(self, name: str, version: int) -> str:
-        path = self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True)
-        return str(path)
+    def _download(self, name: str, version: int) -> Path:
+        return Path(self.hub.dataset_download(f"{self.handle}/versions/{version}", name, force_download=True))
 
     def _newest(self) -> int:
         """Return the number of the newest version; 0 where there is no data set.

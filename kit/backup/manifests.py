@@ -47,15 +47,10 @@ def parse(text: bytes) -> Manifest | None:
     return manifest if good else None
 
 
-def read(get: Callable[[], bytes], listed: bool = True) -> Manifest | None:
+def read(get: Callable[[], bytes], listed: bool) -> Manifest | None:
     """Return the manifest that a store gives, or None where it is none, however often it is asked.
 
-    Args:
-        get: Asks for it.
-        listed: The store says that it is there.
-
-    Raises:
-        Exception: What the store answered; that there is none, only after the last time for one that is listed.
+    What the store answers is raised; that there is none, only after the last time for one that it has listed.
     """
     for attempt in range(READS):
         if attempt:
@@ -72,11 +67,6 @@ def read(get: Callable[[], bytes], listed: bool = True) -> Manifest | None:
 def order(facts: Manifest) -> tuple[int, int]:
     """Return what decides which of two states of a run is further, as `kit.store.checkpoint.Summary.order`."""
     return facts["branch"], facts["step"]
-
-
-def same(one: Manifest, other: Manifest) -> bool:
-    """Tell whether two manifests name the same bytes."""
-    return bool(one["files"] == other["files"])
 
 
 def stored(name: str, manifest: Manifest) -> str:

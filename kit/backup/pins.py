@@ -21,11 +21,7 @@ Look = list[tuple[int, int, int]]
 
 
 class Pins:
-    """Looks at a run folder's checkpoints, and holds them.
-
-    Args:
-        folder: The run folder.
-    """
+    """Looks at a run folder's checkpoints, and holds them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.checkpoints = folder, RunFolder(folder).checkpoints
@@ -43,11 +39,7 @@ class Pins:
     def hold(self, patient: bool) -> Iterator[dict[str, Path]]:
         """Hard-link the good files, so that they stay for the upload although training replaces them.
 
-        Args:
-            patient: Wait for a pair of the same save.
-
-        Raises:
-            CheckpointError: `latest.pt` is damaged.
+        Who is patient waits for a pair of the same save.
         """
         place = self.folder / f"{PINS}{os.getpid()}"
         pins = {name: place / name for name in (LATEST, BEST)}
@@ -60,16 +52,14 @@ class Pins:
                         disk.link_or_copy(self.checkpoints / name, pin)
                 if self.describe(pins[LATEST]) is None:
                     raise CheckpointError(f"{LATEST} is damaged, and is not uploaded.")
-                if self.describe(pins[BEST]) is None:
-                    disk.remove(pins[BEST])
-                    break
-                latest, best = read_facts(pins[LATEST]), read_facts(pins[BEST])
-                if all(latest[key] == best[key] for key in ("run_id", "best_map")):
-                    break
-                if not left:
-                    disk.remove(pins[BEST])  # no resume would take it
+                latest = read_facts(pins[LATEST])
+                best = read_facts(pins[BEST]) if self.describe(pins[BEST]) else {}
+                agree = all(latest[key] == best.get(key) for key in ("run_id", "best_map"))
+                if agree or not best or not left:
                     break
                 time.sleep(1)
+            if not agree:
+                disk.remove(pins[BEST])  # damaged, or no resume would take it
             yield {name: pin for name, pin in pins.items() if pin.exists()}
         finally:
             disk.remove(place)

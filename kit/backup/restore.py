@@ -7,127 +7,213 @@ anything here. Where the newest backup is damaged there, the one before it is fe
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.backup.download import LOCAL, WAIT_S, Say, Sleep, bring, holds
 from kit.backup.manifests import Manifest, order, position
-from kit.backup.secrets import denied, describe, limit, patiently, refused
+from kit.backup.secrets import denied, describe, limit, missing, patiently, refused
 from kit.backup.stores import Store
 from kit.backup.upload import read_news
 from kit.config import Config
 from kit.data import find
-from kit.errors import ConfigError, KitError
+from kit.errors import ConfigError, KitError, StorageError
 from kit.kaggle import session
 from kit.store import disk, trust
-from kit.store.folder import RunFolder
-from kit.store.peek import read_facts
+from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.peek import checksum, read_facts
 
-SHORT_WAIT_S = 7.0  # seconds to wait for a store that fails, where a backup is not required
-LOOK_S = 60  # seconds that a store may take to answer
+WAIT_S, SHORT_WAIT_S = 300.0, 7.0  # seconds to wait for a store that fails; the same where no backup is required
+LOOK_S, FETCH_S = 60, 600  # seconds that a store may take to answer, and that a backup may take in all
 AGAIN_S = 2.0  # before a second look, where an empty disk finds nothing: a list may be an old one
+TRIES = 3  # until a file counts as damaged there
 WITHOUT = "Run again when it answers, or without a backup: kit.backup_required=False."
+LOCAL = "Training goes on from what is here."
 
 
-def fetch(config: Config, resume: str, opened: Callable[[str], Store], say: Say, sleep: Sleep = time.sleep) -> None:
-    """Fetch what is further than the run folder, and prove that the store can be used.
-
-    Args:
-        config: The settings; `kit.backup` is set.
-        resume: As of `kit train`: only `auto` fetches.
-        opened: Opens the store of an address.
-        say: Prints one line for the user.
-        sleep: Pauses.
-
-    Raises:
-        ConfigError: The store turned the key away, or holds another run and has room for one.
-        KitError: The store could not be asked, or what it holds for this run could not be fetched.
-    """
-    address, folder = config.kit.backup, config.restored_folder
-    assert address is not None
-    assert folder is not None
-    if resume == "never":
-        disk.remove(folder)
-    here = _standing(RunFolder(config.run_folder))
-    try:
-        store, manifests = _ask(config, opened, here, say, sleep)
-    except ConfigError:
-        raise
-    except Exception as error:  # each client has its own
-        text = f"{address} cannot be reached: {describe(error)}"
-        if config.kit.backup_required:
-            raise KitError(text, WITHOUT) from error
-        say(f"WARNING: {text} {LOCAL}")
-        return
-    for name in sorted(store.odd):
-        say(f"WARNING: '{name}' is no manifest of a backup, and is left out.")
-    found = _choose(manifests, config, here)
-    if not store.shared and resume != "never":
-        _compare(manifests, found, config, here)
-    if resume != "auto":
-        return
-    if not found:
-        disk.remove(folder)  # fetched for an earlier start, and no backup of this run any more
-    further = [each for each in found if here is None or order(each) > order(here)]
-    if further and not holds(folder, further[0]):  # a start beside this one may have brought it
-        bring(config, store, further, here is None, say, sleep)
+class DamagedError(KitError):
+    """A file in the store is not what was uploaded."""
 
 
-def _ask(
-    config: Config, opened: Callable[[str], Store], here: dict[str, Any] | None, say: Say, sleep: Sleep
-) -> tuple[Store, list[Manifest]]:
-    """Open the store and return what it holds of the run that is here, else all; ask again where that fails.
+class Restore:
+    """Fetches what is further than the run folder, and proves that the store can be used, which `opened` opens."""
 
-    Raises:
-        ConfigError: It turned the key away.
-        Exception: It cannot be asked.
-    """
-    address, required, run = config.kit.backup, config.kit.backup_required, here["run_id"] if here else None
-    end = session.deadline(config.kit.session_hours)
-    left = WAIT_S if required else SHORT_WAIT_S
-    left = left if end is None else max(min(left, end - time.time() - LOOK_S), 0.0)
+    store: Store
 
-    late = f"{address} did not answer within {LOOK_S} s."
-    late = f"error: {late} {WITHOUT}" if required else f"WARNING: {late} {LOCAL}"
+    def __init__(
+        self,
+        config: Config,
+        opened: Callable[[str], Store],
+        say: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.config, self.opened, self.say, self.sleep = config, opened, say, sleep
+        assert config.restored_folder is not None
+        self.address, self.folder = str(config.kit.backup), config.restored_folder
+        self.required = config.kit.backup_required
+        self.here = _standing(RunFolder(config.run_folder))
 
-    def ask() -> tuple[Store, list[Manifest]]:
-        with limit(LOOK_S, say, late, int(required)):
-            store = opened(str(address))
-            store.check()
-            manifests = store.manifests(run)
-            if not here and not _choose(manifests, config, here):
-                sleep(AGAIN_S)
-                manifests = store.manifests()
-            return store, manifests
+    def fetch(self, resume: str) -> None:
+        """Ask the store, and fetch where `resume` is `auto`.
 
-    def waiting(error: Exception) -> None:
-        say(f"WARNING: {address} cannot be asked: {describe(error)} It is tried for {left:.0f} s; a stop ends that.")
+        Raises:
+            ConfigError: The store turned the key away, or holds another run and has room for one.
+            KitError: The store could not be asked, or what it holds for this run could not be fetched.
+        """
+        if resume == "never":
+            disk.remove(self.folder)
+        manifests = self._ask()
+        if manifests is None:
+            return
+        for name in sorted(self.store.odd):
+            self.say(f"WARNING: '{name}' is no manifest of a backup, and is left out.")
+        found = self._choose(manifests)
+        if not self.store.shared and resume != "never":
+            self._compare(manifests, found)
+        if resume != "auto":
+            return
+        if not found:
+            disk.remove(self.folder)  # fetched for an earlier start, and no backup of this run any more
+        further = [each for each in found if self.here is None or order(each) > order(self.here)]
+        if further and not self._has(further[0]):  # a start beside this one may have brought it
+            self._bring(further)
 
-    try:
-        return patiently(ask, left, waiting, lambda error, _: refused(error), sleep)
-    except Exception as error:
-        if isinstance(error, ConfigError) or not (refused(error) or denied(error)):
+    def _ask(self) -> list[Manifest] | None:
+        """Open the store and return what it holds of the run that is here, else all; ask again where that fails.
+
+        Return None where it cannot be asked and need not be.
+        """
+        address, end = self.address, session.deadline(self.config.kit.session_hours)
+        left = WAIT_S if self.required else SHORT_WAIT_S
+        left = left if end is None else max(min(left, end - time.time() - LOOK_S), 0.0)
+        late = f"{address} did not answer within {LOOK_S} s."
+        late = f"error: {late} {WITHOUT}" if self.required else f"WARNING: {late} {LOCAL}"
+
+        def ask() -> list[Manifest]:
+            with limit(LOOK_S, self.say, late, int(self.required)):
+                self.store = self.opened(address)
+                self.store.check()
+                manifests = self.store.manifests(self.here["run_id"] if self.here else None)
+                if not self.here and not self._choose(manifests):
+                    self.sleep(AGAIN_S)
+                    manifests = self.store.manifests()
+                return manifests
+
+        def waiting(error: str) -> None:
+            self.say(f"WARNING: {address} cannot be asked: {error} It is tried for {left:.0f} s; a stop ends that.")
+
+        try:
+            return patiently(ask, left, waiting, lambda error, calls: refused(error), self.sleep)
+        except ConfigError:
             raise
-        raise ConfigError(
-            f"{address} cannot be used: {describe(error)}", "Check its token and kit.backup=..."
-        ) from error
+        except Exception as error:  # each client has its own
+            if refused(error) or denied(error):
+                text = f"{address} cannot be used: {describe(error)}"
+                raise ConfigError(text, "Check its token and kit.backup=...") from error
+            text = f"{address} cannot be reached: {describe(error)}"
+            if self.required:
+                raise KitError(text, WITHOUT) from error
+            self.say(f"WARNING: {text} {LOCAL}")
+            return None
 
+    def _choose(self, manifests: list[Manifest]) -> list[Manifest]:
+        """Choose the backups of the run that is here; else of the same model and classes, first of the same `kit.run`.
 
-def _compare(manifests: list[Manifest], found: list[Manifest], config: Config, here: dict[str, Any] | None) -> None:
-    """Make sure that a store with room for one run holds this one, or none.
+        They are of one run, the furthest first. The training process compares all that makes a run the same; this
+        spares a download.
+        """
+        here = self.here
+        if here is None:
+            names = find.resolve(str(self.config.get("data")), self.config.classifies).trained(self.config)
+            same = {"model": Path(str(self.config.get("model"))).stem, "names": names}
+            replaced = {run for manifest in manifests for run in manifest["replaces"]}
+            fits = [
+                manifest
+                for manifest in manifests
+                if manifest["run_id"] not in replaced and {key: manifest["identity"].get(key) for key in same} == same
+            ]
+            run = self.config.kit.run
+            here = max(fits, key=lambda each: (each.get("run") == run, each["step"]), default={"run_id": None})
+        own = [manifest for manifest in manifests if manifest["run_id"] == here["run_id"]]
+        return sorted(own, key=lambda each: (order(each), each["time"]), reverse=True)
 
-    Raises:
-        ConfigError: It holds another one.
-    """
-    own = here["run_id"] if here else found[0]["run_id"] if found else None
-    if manifests and manifests[0]["run_id"] != own and not read_news(config.run_folder).get("anew"):
-        other = f"{manifests[0]['identity'].get('model')}, {position(manifests[0])}"
-        raise ConfigError(
-            f"{config.kit.backup} holds another run ({other}) and has room for one.",
-            "Choose another with kit.backup=..., or put a new run in its place with --resume never.",
-        )
+    def _compare(self, manifests: list[Manifest], found: list[Manifest]) -> None:
+        """Make sure that a store with room for one run holds this one, or none."""
+        own = self.here["run_id"] if self.here else found[0]["run_id"] if found else None
+        if manifests and manifests[0]["run_id"] != own and not read_news(self.config.run_folder).get("anew"):
+            other = f"{manifests[0]['identity'].get('model')}, {position(manifests[0])}"
+            raise ConfigError(
+                f"{self.address} holds another run ({other}) and has room for one.",
+                "Choose another with kit.backup=..., or put a new run in its place with --resume never.",
+            )
+
+    def _bring(self, found: list[Manifest]) -> None:
+        """Fetch the first of some backups, or the next one where that is damaged."""
+        folder, name = self.folder, self.folder.name
+        for old in folder.parent.glob(f"{name}.*{disk.TEMPORARY}"):
+            if not Path("/proc", old.name.split(".")[1]).exists():  # of a process that was ended in mid-download
+                disk.remove(old)
+        new, old = (folder.with_name(f"{name}.{os.getpid()}{end}{disk.TEMPORARY}") for end in ("", ".old"))
+        lost = "Run again, or start anew with --resume never."
+        problem: Exception
+        late = f"error: It could not be fetched from {self.address} within {FETCH_S} s. {lost}"
+        with limit(FETCH_S, self.say, late, 1):
+            for names, each in itertools.product(((LATEST, BEST), (LATEST,)), found):  # a best.pt may be gone for good
+                size = sum(entry["size"] for name, entry in each["files"].items() if name in names)
+                self.say(f"Found backup: {self.address} ({position(each)}): fetching {size / 1e6:.0f} MB")
+                try:
+                    disk.make_room(disk.make_folder(new), size)
+                    for name in each["files"].keys() & set(names):
+                        self._download(each, name, new)
+                    with contextlib.suppress(FileNotFoundError):
+                        disk.DISK.replace(folder, old)
+                    disk.DISK.replace(new, folder)  # latest.pt never without its best.pt
+                    return
+                except Exception as error:  # each client has its own
+                    if self._has(each):
+                        return  # a start beside this one was faster
+                    problem = error
+                    if not isinstance(error, DamagedError):
+                        break
+                finally:
+                    for leftover in (new, old):
+                        disk.remove(leftover)
+                self.say(f"WARNING: {problem}")
+        text = f"It could not be fetched from {self.address}: {describe(problem)}"
+        if not self.here or (self.required and not isinstance(problem, (DamagedError, StorageError))):
+            raise KitError(text, lost) from problem
+        self.say(f"WARNING: {text} {LOCAL}")
+
+    def _download(self, manifest: Manifest, name: str, folder: Path) -> None:
+        """Download a file of a backup; it is damaged where it is not what was uploaded, however often it is fetched."""
+        of = f"{name} of step {manifest['step']}"
+
+        def get() -> None:
+            try:
+                self.store.fetch(manifest, name, folder / name)
+            except Exception as error:
+                if missing(error):
+                    raise DamagedError(f"{of} is gone from there.") from error
+                raise
+            if checksum(folder / name) != manifest["files"][name]["sha256"]:
+                raise DamagedError(f"{of} is not what was uploaded, its checksum differs.")
+
+        def waiting(error: str) -> None:
+            self.say(f"WARNING: It could not be fetched: {error} It is tried again; a stop ends that.")
+
+        def hopeless(error: Exception, calls: int) -> bool:
+            return isinstance(error, DamagedError) and calls >= TRIES
+
+        patiently(get, WAIT_S, waiting, hopeless, self.sleep)
+
+    def _has(self, manifest: Manifest) -> bool:
+        """Tell whether the folder holds a backup, byte for byte."""
+        files = manifest["files"].items()
+        paths = {self.folder / name: entry["sha256"] for name, entry in files if name in (LATEST, BEST)}
+        return all(path.exists() and checksum(path) == expected for path, expected in paths.items())
 
 
 def _standing(folder: RunFolder) -> dict[str, Any] | None:
@@ -138,27 +224,3 @@ def _standing(folder: RunFolder) -> dict[str, Any] | None:
             trust.verify(path)
             found.append(read_facts(path))
     return max(found, key=order, default=None)
-
-
-def _choose(manifests: list[Manifest], config: Config, here: dict[str, Any] | None) -> list[Manifest]:
-    """Choose the backups of the run that is here; else of the same model and classes, first of the same `kit.run`.
-
-    The training process compares all that makes a run the same; this spares a download.
-
-    Returns:
-        Those of one run, the furthest first.
-    """
-    if here is None:
-        same = {
-            "model": Path(str(config.get("model"))).stem,
-            "names": find.resolve(str(config.get("data")), config.classifies).trained(config),
-        }
-        replaced = {run for manifest in manifests for run in manifest["replaces"]}
-        fits = [
-            manifest
-            for manifest in manifests
-            if manifest["run_id"] not in replaced and {key: manifest["identity"].get(key) for key in same} == same
-        ]
-        here = max(fits, key=lambda each: (each.get("run") == config.kit.run, each["step"]), default={"run_id": None})
-    own = [manifest for manifest in manifests if manifest["run_id"] == here["run_id"]]
-    return sorted(own, key=lambda each: (order(each), each["time"]), reverse=True)

@@ -12,7 +12,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TypeVar
 
 from kit.errors import ConfigError, KitError
@@ -74,21 +73,14 @@ T = TypeVar("T")
 def patiently(
     ask: Callable[[], T],
     seconds: float,
-    waiting: Callable[[Exception], None],
+    waiting: Callable[[str], None],
     hopeless: Callable[[Exception, int], bool],
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Return what a call to a store returns, and where it fails call it again, after growing pauses.
+    """Return what a call to a store returns; where it fails call it again, after growing pauses of so many seconds.
 
-    Args:
-        ask: The call.
-        seconds: That all pauses may take.
-        waiting: Told of the first error that a pause follows.
-        hopeless: Tells from an error and the number of calls whether to give up.
-        sleep: Pauses.
-
-    Raises:
-        Exception: The last error of the call.
+    `waiting` is told of the first error that a pause follows, in words; `hopeless` tells from an error and the number
+    of calls whether to give up. The last error of the call is raised.
     """
     left, pause, calls = seconds, 1.0, 0
     while True:
@@ -99,7 +91,7 @@ def patiently(
             if hopeless(error, calls) or pause > left:
                 raise
             if calls == 1:
-                waiting(error)
+                waiting(describe(error))
         sleep(pause)
         left, pause = left - pause, min(2 * pause, 60.0)
 
@@ -115,10 +107,10 @@ def limit(seconds: int, say: Callable[[str], None], line: str, code: int) -> Ite
         signal.alarm(0)
 
 
-def leave(say: Callable[[str], None], line: str, code: int) -> Callable[[int, FrameType | None], None]:
+def leave(say: Callable[[str], None], line: str, code: int) -> Callable[[int, object], None]:
     """Return a signal handler that says a line and ends the process at once."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def handler(number: int, frame: object) -> None:
         say(line)
         os._exit(code)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kit.backup.manifests import Manifest, order, position, same
+from kit.backup.manifests import Manifest, order, position
 from kit.backup.pins import Look, Pins
 from kit.backup.secrets import NotReadyError, describe, missing
 from kit.backup.stores import Store
@@ -31,19 +31,10 @@ KEPT = 2  # backups of a run
 class Backup:
     """Uploads a run's newest checkpoints when they changed, and keeps `backup.json`.
 
-    Args:
-        folder: The run folder.
-        address: `kit.backup`, to be shown.
-        store: Where to.
-        anew: A fresh run: older backups are to be ignored.
-        say: Prints one line for the user.
-        clock: Seconds from anywhere.
-
-    Attributes:
-        waits: The store needs time for what it got last.
+    Of a run that was started `anew`, older backups are ignored.
     """
 
-    waits = False
+    waits = False  # the store needs time for what it got last
 
     def __init__(
         self,
@@ -72,10 +63,7 @@ class Backup:
         return self.pins.look() in ([], self._seen)
 
     def step(self, last: bool = False) -> bool:
-        """Upload, if there is something new and it is time for it, or read back what was uploaded.
-
-        Args:
-            last: Training is over: upload at once.
+        """Upload what is new when it is time for it, and at last at once, or read back what was uploaded.
 
         Returns:
             Whether the store has what is in the run folder.
@@ -95,10 +83,10 @@ class Backup:
             manifest, seen = self._sent
             self._prove(manifest)
         except Exception as error:  # each client has its own, and none may end the backups of a run
-            self._took += self.clock() - began
             self._put_off(error)
             return False
-        self._took += self.clock() - began
+        finally:
+            self._took += self.clock() - began
         self._next, self._pause = self._began + max(self.store.pause, self._took / SHARE), FIRST_PAUSE_S
         self._sent, self._seen, self.anew, self.waits = None, seen, False, False
         if self.news["problem"]:
@@ -122,11 +110,7 @@ class Backup:
         self._next, self._pause = now + pause, min(2 * pause, LONGEST_PAUSE_S)
 
     def _upload(self, paths: dict[str, Path]) -> Manifest:
-        """Upload where that replaces nothing better; return the manifest that is there then.
-
-        Raises:
-            KitError: What is there is further, or is another run's.
-        """
+        """Upload unless what is there is further, or another run's; return the manifest that is there then."""
         facts = read_facts(paths[LATEST])
         run = facts["run_id"]
         found = self.store.manifests(None if self.anew else run)
@@ -180,18 +164,13 @@ class Backup:
         return key in self._read_back
 
     def _prove(self, manifest: Manifest) -> None:
-        """Read back what was uploaded, and remove older backups.
-
-        Raises:
-            NotReadyError: The store does not show it yet.
-            StorageError: It is not what was uploaded.
-        """
+        """Read back what was uploaded, and remove older backups."""
         found = [each for each in self.store.manifests(manifest["run_id"]) if each["run_id"] == manifest["run_id"]]
-        there = next((each for each in found if same(each, manifest)), None)
+        there = next((each for each in found if each["files"] == manifest["files"]), None)
         if there is None:
             raise NotReadyError("What was uploaded is not there yet.")
         if bad := [name for name in there["files"] if not self._is_good(there, name)]:
-            self._prune([each for each in found if not same(each, manifest)])
+            self._prune([each for each in found if each["files"] != manifest["files"]])
             raise StorageError(f"{' and '.join(bad)} cannot be read back as uploaded, the checksum differs.")
         self._prune(found)
 
@@ -204,7 +183,7 @@ class Backup:
 
         kept = list[Manifest]()
         for each in sorted(found, key=rank, reverse=True):
-            if len(kept) < KEPT and not any(same(each, one) for one in kept):
+            if len(kept) < KEPT and each["files"] not in [one["files"] for one in kept]:
                 kept.append(each)
         if kept:
             with contextlib.suppress(Exception):  # the next upload tries again

@@ -22,14 +22,13 @@ from typing import Any
 
 from kit.config import Config
 from kit.dashboard import gpus, page
-from kit.dashboard.downloads import Downloads, link, table
+from kit.dashboard.downloads import Downloads, render
 from kit.dashboard.facts import LINES, STALE_S, Context, look
-from kit.dashboard.files import Files, alive
-from kit.dashboard.frontend import on_colab, shell, show, start_folder
 from kit.errors import StorageError
 from kit.kaggle import session
+from kit.kaggle.frontend import shell, show
 from kit.store import disk
-from kit.store.folder import BEST, LATEST, RunFolder
+from kit.store.folder import RunFolder
 
 EVERY_S = 1.0  # seconds between two updates of the display
 PAGE_S = 5.0  # the same for progress.html, which reloads itself
@@ -39,10 +38,8 @@ FREE_S = 60.0  # seconds between two looks at the free space
 class Board:
     """What a training cell shows from its start to its end.
 
-    Args:
-        mode: `live` in a notebook's kernel, `batch` for a batch run (lines, and one card at the end), `lines` where
-            there is no front end; default what this is.
-        show: Shows HTML and text.
+    Its mode is `live` in a notebook's kernel, `batch` in a batch run (lines, and one card at the end) and `lines` where
+    there is no front end.
     """
 
     def __init__(self, mode: str | None = None, show: Callable[..., None] = show) -> None:
@@ -53,7 +50,7 @@ class Board:
         self._rest = ""
         self._since = time.time()
         self._next: dict[str, float] = {}
-        self._id = os.urandom(8).hex()
+        self._id, self._shown = os.urandom(8).hex(), set[str]()
         self._free: int | None = None
         self._broken = False
 
@@ -91,30 +88,34 @@ class Board:
 
     def _open(self) -> None:
         assert self.folder is not None
-        self._files, self._downloads = Files(self.folder), Downloads(self.folder, second_names=self.mode == "live")
+        self._downloads = Downloads(self.folder, second_names=self.mode == "live")
         if self.mode == "live":
             self._library = gpus.open_library()
-            self._draw(update=False)
-            self._draw_downloads(update=False)
+            self._draw()
+            self._put("files", *render(self._downloads))
 
     def _update(self) -> None:
         if self._due("display", EVERY_S):
             self._draw()
         if self._downloads.poll():
-            self._draw_downloads()
+            self._put("files", *render(self._downloads))
 
     def _finish(self, failed: bool) -> None:
-        live = self.mode == "live"
-        if not live:
+        if self.mode != "live":
             self._downloads.clear()
         if not self._downloads.settle() and failed:  # before the first checkpoint: the error's box says it all
-            for name in ("board", "files") if live else ():
-                self._show("", "", f"{self._id}-{name}", update=True)
+            for name in sorted(self._shown):
+                self._put(name, "", "")
             return
-        self._draw(update=live, last=True, failed=failed)
-        self._draw_downloads(update=live)
+        self._draw(last=True, failed=failed)
+        self._put("files", *render(self._downloads))
 
-    def _draw(self, update: bool = True, last: bool = False, failed: bool = False) -> None:
+    def _put(self, name: str, html: str, text: str) -> None:
+        """Show something, in the place of what was shown under that name."""
+        self._show(html, text, f"{self._id}-{name}", name in self._shown)
+        self._shown.add(name)
+
+    def _draw(self, last: bool = False, failed: bool = False) -> None:
         assert self.folder is not None
         if self._due("free", FREE_S):
             self._free = session.free(session.working())
@@ -123,23 +124,18 @@ class Board:
             since=self._since,
             gpus=() if last else gpus.look(self._library),
             free=self._free,
-            backup=getattr(self._settings, "backup", None),
+            backup=self._settings.backup,
             remind=self._settings.remind_epochs,
             lines=() if last else tuple(self._lines),
             failed=failed,
         )
-        facts = look(self._files, context)
+        facts, live = look(self.folder, context), self.mode == "live"
         html = page.render(facts)
-        live = self.mode == "live"
-        self._show(html, page.text(facts, messages=live), f"{self._id}-board", update)
+        self._put("board", html, page.text(facts, messages=live))
         if live and (self._due("page", PAGE_S) or last):
             again = not last and "JPY_SESSION_NAME" in os.environ  # Notebook 6 turns pages that reload themselves away
             with suppress(StorageError):  # a full disk has a warning of its own
                 write_page(RunFolder(self.folder).page, html, again)
-
-    def _draw_downloads(self, update: bool = True) -> None:
-        assert self.folder is not None
-        self._show(*render_downloads(self._downloads, self.folder), f"{self._id}-files", update)
 
 
 def write_page(path: Path, html: str, reload: bool) -> None:
@@ -151,50 +147,25 @@ def write_page(path: Path, html: str, reload: bool) -> None:
     disk.publish(path, lambda file: file.write(text), durable=False)
 
 
-def render_downloads(downloads: Downloads, folder: Path) -> tuple[str, str]:
-    """Return the downloads as HTML and text, with the log and the page for a tab of its own."""
-    start = None if on_colab() else start_folder()  # Colab shows a page of another host: no link reaches the files
-    html, text = table(downloads.items, folder, start)
-    if start is None:
-        return html, text
-    more = []
-    if (RunFolder(folder).page).exists() and session.run_type() != "batch":
-        address = link(RunFolder(folder).page, "", start, "the dashboard as a page of its own")
-        more.append(f"{address}, for when this one was reloaded and stands still")
-    if (log := RunFolder(folder).log).exists():
-        more.append(link(log, log.name, start, "the whole log"))
-    return f'{html}<div class="kit kit-note">{" · ".join(more)}</div>' if more else html, text
-
-
-def show_downloads(folder: Path) -> None:
-    """Show the downloads of a run: links with size, epoch, mAP and checksum; in Colab the browser's own download."""
-    ready = Downloads(folder, session.run_type() != "batch")
-    ready.settle()
-    show(*render_downloads(ready, folder))
-    if on_colab():
-        from google.colab import files
-
-        for item in ready.items:
-            if item.name in (BEST, LATEST):
-                files.download(str(item.path))
-
-
 class Progress(dict[str, Any]):
-    """What a run last said; a notebook shows it as the dashboard.
-
-    Args:
-        folder: The run folder.
-        values: As `status.read` returns them.
-    """
+    """What a run last said, as `status.read` returns it; a notebook shows it as the dashboard."""
 
     def __init__(self, folder: Path, values: dict[str, Any]) -> None:
         super().__init__(values)
         self._folder = folder
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        lives = alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
-        facts = look(Files(self._folder), Context(now=time.time(), alive=lives))
+        lives = _alive(self) or time.time() - self.get("updated", 0.0) < STALE_S
+        facts = look(self._folder, Context(now=time.time(), alive=lives))
+        html, text = page.render(facts), page.text(facts)
         if not self and not facts.rows:
-            nothing = f"There is no run in {self._folder} yet."
-            return {"text/plain": nothing, "text/html": page.wrap(f'<div class="kit-note">{nothing}</div>')}
-        return {"text/plain": page.text(facts), "text/html": page.render(facts)}
+            html, text = page.note(f"There is no run in {self._folder} yet.")
+        return {"text/plain": text, "text/html": html}
+
+
+def _alive(values: dict[str, Any]) -> bool:
+    """Tell whether the process that wrote a status lives on this machine."""
+    try:
+        return b"kit" in Path(f"/proc/{int(values['pid'])}/cmdline").read_bytes()
+    except (OSError, KeyError, TypeError, ValueError):
+        return False

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kit.dashboard.files import Row
+from kit.dashboard.facts import Row
 
 COLOURS = ("#4a86f7", "#e8833a", "#2fa866", "#a06ee8", "#e0589a", "#18a2ab")
 MOST = 80  # buckets of points; each keeps its lowest and its highest
@@ -23,22 +23,18 @@ Points = Sequence[tuple[float, float | None]]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its points by epoch, a gap where a value is None; the legend shows `last`."""
+    """One curve: its points by epoch, a gap where a value is None; the legend leaves out a dashed one."""
 
     name: str
     colour: str
     points: Points
     dashed: bool = False
-    legend: bool = True
 
 
 def losses(rows: Sequence[Row], now: dict[str, float | None], at: float) -> list[Line]:
     """Return the losses' curves: training solid, validation dashed.
 
-    Args:
-        rows: Of results.csv.
-        now: The running means of the current epoch, which are the last points.
-        at: Their place, in epochs.
+    The running means of the current epoch, `now`, are the last points; their place in epochs is `at`.
     """
     names = list(dict.fromkeys([key.removeprefix("train/") for row in rows for key in row if key.startswith("train/")]))
     names = names or list(now)
@@ -49,7 +45,7 @@ def losses(rows: Sequence[Row], now: dict[str, float | None], at: float) -> list
         if now.get(name) is not None and (not rows or at > rows[-1].get("epoch", 0)):
             trained.append((at, now[name]))
         lines.append(Line(short, colour, trained))
-        lines.append(Line(f"{short}, validation", colour, _points(rows, f"val/{name}"), dashed=True, legend=False))
+        lines.append(Line(f"{short}, validation", colour, _points(rows, f"val/{name}"), dashed=True))
     return lines
 
 
@@ -60,8 +56,9 @@ def measures(rows: Sequence[Row]) -> list[Line]:
     for letter in "MP":  # masks and key points go before their boxes
         shown = [name for name in shown if name.endswith(f"({letter})")] or shown
     shown.sort(key=lambda name: ("mAP50-95" not in name and "top1" not in name, name))
-    labels = {name: name.removeprefix("metrics/").partition("(")[0].replace("accuracy_top", "top-") for name in shown}
-    return [Line(labels[name], colour, _points(rows, name)) for name, colour in zip(shown, COLOURS, strict=False)]
+    labels = [name.removeprefix("metrics/").partition("(")[0].replace("accuracy_top", "top-") for name in shown]
+    points = [_points(rows, name) for name in shown]
+    return [Line(*each) for each in zip(labels, COLOURS, points, strict=False)]
 
 
 def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float | None]]:
@@ -75,21 +72,13 @@ def chart(
     marks: Sequence[float] = (),
     best: tuple[float, float] | None = None,
 ) -> str:
-    """Draw a chart as HTML.
-
-    Args:
-        title: What is shown.
-        lines: The curves.
-        end: Where the axis ends, in epochs.
-        marks: Where to draw a resume line, in epochs.
-        best: A point to mark.
-    """
+    """Draw a chart as HTML: the axis ends at the epoch `end`, `marks` are epochs with a resume line, `best` a point."""
     lines = [line for line in lines if any(value is not None for _, value in line.points)]
     legend = "".join(
         f'<span><i style="background:{line.colour}"></i>{html.escape(line.name)} '
         f"<b>{_short(next(value for _, value in reversed(line.points) if value is not None))}</b></span>"
         for line in lines
-        if line.legend
+        if not line.dashed
     )
     if any(line.dashed for line in lines):
         legend += '<span class="kit-mute"><i class="kit-dash"></i>validation</span>'
@@ -162,9 +151,7 @@ def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
         low = 0.0
     if high - low < 1e-9 * max(abs(high), 1e-9):
         low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = _round_up((high - low) / 4)
     low = math.floor(low / step + 1e-9) * step
     ticks = [low + number * step for number in range(round((high - low) / step) + 2)]
     high = max(high, ticks[1])
@@ -173,16 +160,17 @@ def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
 
 def _whole(first: float, last: float) -> list[int]:
     """Return the first and at most five more whole numbers, round ones, up to the last."""
-    step = max(1, math.ceil((last - first) / 5))
-    nice = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, step) if size >= step)
-    inner = [x for x in range(math.ceil(first), math.floor(last) + 1) if x % nice == 0]
-    return sorted({math.ceil(first), *(x for x in inner if x - first >= nice / 2)})
+    step = round(_round_up(max(1, math.ceil((last - first) / 5))))
+    inner = [x for x in range(math.ceil(first), math.floor(last) + 1) if x % step == 0]
+    return sorted({math.ceil(first), *(x for x in inner if x - first >= step / 2)})
+
+
+def _round_up(step: float) -> float:
+    """Return the first of 1, 2, 2.5, 5, 10, 20, 25 and so on that is hardly less than a step."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
 
 
 def _short(value: float) -> str:
     """Write a number with three digits that count."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000 or abs(value) < 0.001:
-        return f"{value:.2g}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:#.3g}".rstrip(".") if 0.001 <= abs(value) < 999.5 else f"{value:.2g}"

@@ -17,17 +17,17 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from kit.dashboard.page import wrap
+from kit.dashboard import page
 from kit.errors import CheckpointError, StorageError
 from kit.kaggle import session
+from kit.kaggle.frontend import on_colab, show, start_folder
 from kit.store import disk, trust
 from kit.store.folder import BEST, LATEST, RunFolder
 from kit.text import size
@@ -42,52 +42,35 @@ SOURCES = {  # what is offered: which file of the run folder, name of the downlo
 }
 PLOTS = "plots.zip"
 _OWN = re.compile(r"(best|slim-best|latest|results|plots)(-e\d+)?-[0-9a-f]{8}\.\w+|plots\.zip|\..*\.tmp")
-Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to download.
+    """A file to download."""
 
-    Attributes:
-        name: What it is saved as.
-        path: The file that the link goes to.
-        size: Bytes.
-        sha256: In hex.
-        epoch: Epochs completed, or None.
-        best_map: Best mAP so far, or None.
-        purpose: What it is for.
-    """
-
-    name: str
-    path: Path
+    name: str  # that it is saved as
+    path: Path  # that the link goes to
     size: int
     sha256: str
-    epoch: int | None
+    epoch: int | None  # completed
     best_map: float | None
     purpose: str
 
     @property
     def facts(self) -> str:
         """Size, epoch and mAP in words."""
-        words = [size(self.size)]
-        words += [] if self.epoch is None else [f"epoch {self.epoch}"]
-        words += [] if self.best_map is None else [f"best mAP {self.best_map:.4f}"]
-        return ", ".join(words)
+        epoch = "" if self.epoch is None else f"epoch {self.epoch}"
+        best = "" if self.best_map is None else f"best mAP {self.best_map:.4f}"
+        return ", ".join(filter(None, [size(self.size), epoch, best]))
 
 
 class Downloads:
-    """Keeps second names of a run's newest files.
-
-    Args:
-        folder: The run folder.
-        second_names: Make them; else the links go to the files themselves.
-    """
+    """Keeps second names of a run's newest files, or offers the files themselves where it must not make any."""
 
     def __init__(self, folder: Path, second_names: bool = True) -> None:
         self.folder, self.second_names = folder, second_names
         self.items: list[Item] = []
-        self._seen: dict[str, tuple[Key | tuple[Key, ...], Item]] = {}
+        self._seen: dict[str, tuple[object, Item]] = {}  # by name: what tells the file from the one before, and it
         self._next, self._cost = 0.0, 0.0
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[list[Item]] | None = None
@@ -120,15 +103,12 @@ class Downloads:
 
     def _refresh(self) -> list[Item]:
         began, files = time.thread_time(), RunFolder(self.folder)
-        for source, (name, purpose) in SOURCES.items():
-            with contextlib.suppress(OSError):  # it is not there yet, or was replaced just now
-                self._offer(name, purpose, disk.identity(path := getattr(files, source)), partial(Path, path))
-        plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
-        if plots and self.second_names:
-            with contextlib.suppress(OSError, StorageError):
-                self._offer(PLOTS, "all pictures", tuple(map(disk.identity, plots)), lambda: self._pack(plots))
-        names = [*(name for name, _ in SOURCES.values()), PLOTS]
-        items = [self._seen[name][1] for name in names if name in self._seen and self._seen[name][1].path.exists()]
+        offers = [(name, purpose, [getattr(files, source)]) for source, (name, purpose) in SOURCES.items()]
+        if self.second_names:
+            plots = sorted([*self.folder.glob("*.png"), *self.folder.glob("*.jpg"), *files.results.glob("*.??g")])
+            offers.append((PLOTS, "all pictures", plots))
+        found = [self._offer(*each) for each in offers]
+        items = [item for item in found if item and item.path.exists()]
         self._remove({item.path for item in (*items, *self.items)})  # an open page may still have the one before
         self._cost = max(time.thread_time() - began, self._cost)
         self._next = time.monotonic() + max(CHECK_S, self._cost * SHARE)
@@ -140,11 +120,15 @@ class Downloads:
             if path not in keep and _OWN.fullmatch(path.name):
                 disk.remove(path)
 
-    def _offer(self, name: str, purpose: str, key: Key | tuple[Key, ...], get: Callable[[], Path]) -> None:
-        """Offer a file, unless the one that is offered is it."""
-        if name in self._seen and self._seen[name][0] == key:
-            return
-        path = get()
+    def _offer(self, name: str, purpose: str, paths: list[Path]) -> Item | None:
+        """Offer a file, or pictures as one, unless the one that is offered is it; None where it is not there yet."""
+        with contextlib.suppress(OSError, StorageError):  # it is not there, or was replaced just now
+            key = [disk.identity(path) for path in paths]
+            if key and (name not in self._seen or self._seen[name][0] != key):
+                self._seen[name] = key, self._make(name, purpose, self._pack(paths) if name == PLOTS else paths[0])
+        return self._seen[name][1] if name in self._seen else None
+
+    def _make(self, name: str, purpose: str, path: Path) -> Item:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             told = peek(file) if path.suffix == ".pt" else {}
@@ -153,15 +137,10 @@ class Downloads:
                 stem, _, suffix = name.rpartition(".")
                 number = "" if epoch is None else f"-e{epoch:03d}"
                 path = self._link(path, f"{stem}{number}-{digest[:8]}.{suffix}", file)
-            item = Item(name, path, os.fstat(file.fileno()).st_size, digest, epoch, told.get("best_map"), purpose)
-        self._seen[name] = key, item
+            return Item(name, path, os.fstat(file.fileno()).st_size, digest, epoch, told.get("best_map"), purpose)
 
     def _link(self, path: Path, name: str, file: BinaryIO) -> Path:
-        """Give the file that is open a second name; where the disk knows none, its own has to do.
-
-        Raises:
-            OSError: `path` is another file by now.
-        """
+        """Give the file that is open a second name; where the disk knows none, its own has to do."""
         try:
             target = disk.make_folder(RunFolder(self.folder).downloads) / name
             if path.parent == target.parent:
@@ -205,49 +184,62 @@ def peek(file: BinaryIO) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
-def link(path: Path, name: str, start: Path | None, text: str = "") -> str:
-    """Return an HTML link that downloads a file, in every front end and also while a cell runs.
+def link(path: Path, name: str, text: str = "") -> str:
+    """Return an HTML link, relative to the notebook, that works in every front end and also while a cell runs.
 
     Args:
         path: The file.
         name: What it is saved as; empty for a page to open in a tab of its own.
-        start: The notebook's folder: what the address is relative to. None where no link can reach the file.
         text: What to click on; default the name.
     """
-    if start is None:
+    if on_colab():  # it shows a page of another host: no link reaches the files
         return html.escape(text or name)
     what = f'download="{html.escape(name)}"' if name else 'target="_blank"'
-    return f'<a href="{quote(os.path.relpath(path, start))}" {what}>{html.escape(text or name)}</a>'
+    return f'<a href="{quote(os.path.relpath(path, start_folder()))}" {what}>{html.escape(text or name)}</a>'
 
 
-def table(items: list[Item], folder: Path, start: Path | None) -> tuple[str, str]:
-    """Return the downloads as HTML and as text.
-
-    Args:
-        items: The files.
-        folder: The run folder.
-        start: The notebook's folder, or None where no link reaches the files.
-    """
+def render(downloads: Downloads) -> tuple[str, str]:
+    """Return the downloads as HTML and as text; in HTML with the log and the page for a tab of its own."""
+    files, items, more = RunFolder(downloads.folder), downloads.items, []
+    if files.page.exists() and session.run_type() != "batch":
+        address = link(files.page, "", "the dashboard as a page of its own")
+        more.append(f"{address}, for when this one was reloaded and stands still")
+    if files.log.exists():
+        more.append(link(files.log, files.log.name, "the whole log"))
+    foot = f'<div class="kit kit-note">{" · ".join(more)}</div>' if more and not on_colab() else ""
     if not items:
-        nothing = "Downloads: the first checkpoint is not there yet."
-        return wrap(f'<div class="kit-note">{nothing}</div>'), nothing
+        drawn, text = page.note("Downloads: the first checkpoint is not there yet.")
+        return drawn + foot, text
     cells = "".join(
-        f"<b>{link(item.path, item.name, start)}</b><span>{html.escape(item.facts)}</span>"
+        f"<b>{link(item.path, item.name)}</b><span>{html.escape(item.facts)}</span>"
         f'<span class="kit-note">{html.escape(item.purpose)}</span><span class="kit-sum">sha256 {item.sha256}</span>'
         for item in items
     )
-    ways = other_ways(folder)
+    ways = _other_ways(files)
     rest = "".join(f'<div class="kit-note">{html.escape(way)}</div>' for way in ways)
     lines = [f"{item.name}: {item.path} ({item.facts}, sha256 {item.sha256})" for item in items]
-    return wrap(f'<div class="kit-files">{cells}</div>{rest}'), "\n".join([*lines, *ways])
+    return page.wrap(f'<div class="kit-files">{cells}</div>{rest}') + foot, "\n".join([*lines, *ways])
 
 
-def other_ways(folder: Path) -> list[str]:
+def _other_ways(files: RunFolder) -> list[str]:
     """Name the ways to the files that need no link."""
-    place = os.path.relpath(RunFolder(folder).checkpoints, session.working())
+    place = os.path.relpath(files.checkpoints, session.working())
     if not session.on_kaggle():
         return [f"Or take them from {place} in the working folder."]
     return [
         f"Or, once the version is saved: the Output tab, under {place}.",
         f"Or, on any machine: kaggle kernels output YOUR-NAME/NOTEBOOK --file-pattern '{place}/(best|latest)'",
     ]
+
+
+def show_downloads(folder: Path) -> None:
+    """Show the downloads of a run: links with size, epoch, mAP and checksum; in Colab the browser's own download."""
+    ready = Downloads(folder, session.run_type() != "batch")
+    ready.settle()
+    show(*render(ready))
+    if on_colab():
+        from google.colab import files
+
+        for item in ready.items:
+            if item.name in (BEST, LATEST):
+                files.download(str(item.path))

@@ -1,16 +1,21 @@
-"""What there is to show of a run, as numbers: a pure function of the files that it keeps."""
+"""What there is to show of a run, as numbers: `look` reads the files that it keeps, `compute` is pure."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from kit.dashboard.files import Files, Row
 from kit.errors import StorageError
+from kit.run import status
+from kit.store import disk
+from kit.store.folder import RunFolder
 from kit.text import size
 
 RUNNING = ("starting", "training", "validating", "evaluating")
@@ -20,6 +25,8 @@ NOTICES = 4  # that are shown
 RECENT = 5  # epochs that the time of one is taken from
 LOW = 500e6  # bytes; below that a disk is said to be nearly full
 STALE_S = 60.0  # seconds without news after which it is asked whether the training process still lives
+
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -34,117 +41,96 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of a run beside its files.
+    """What is known of a run beside its files."""
 
-    Attributes:
-        now: The time, in Unix seconds.
-        since: News from before are of an earlier session.
-        alive: Whether the training process lives, as far as is known.
-        gpus: What there is.
-        free: Bytes free in the working folder, or None.
-        backup: The address that checkpoints are copied to, or None.
-        remind: Epochs between two reminders to take a copy; 0 for never.
-        lines: What the run printed last.
-        failed: It ended with an error.
-    """
-
-    now: float
-    since: float = 0.0
-    alive: bool = True
+    now: float  # Unix seconds
+    since: float = 0.0  # news from before are of an earlier session
+    alive: bool = True  # the training process lives, as far as is known
     gpus: tuple[Gpu, ...] = ()
-    free: int | None = None
-    backup: str | None = None
-    remind: int = 0
-    lines: tuple[str, ...] = ()
-    failed: bool = False
+    free: int | None = None  # bytes in the working folder
+    backup: str | None = None  # the address that checkpoints are copied to
+    remind: int = 0  # epochs between two reminders to take a copy; 0 for never
+    lines: tuple[str, ...] = ()  # what the run printed last
+    failed: bool = False  # it ended with an error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facts:
-    """A run at one moment; times in seconds, None for what is not known.
+    """A run at one moment; times in seconds, None for what is not known."""
 
-    Attributes:
-        state: starting, training, validating, evaluating, stopped, finished, failed, or gone (killed).
-        run: The run folder's name.
-        epoch, epochs, batch, batches: Where it stands; `epoch` counts from 1, `batch` those that are done.
-        done: Epochs that are done, with the part of the current one.
-        epoch_s, left_s, elapsed_s: What an epoch takes, what is left, what the run has taken in all.
-        rate, batches_s: Batches per second in this epoch, and what is left of it.
-        metric: Name of the measure that `best.pt` goes by.
-        current, best: That measure with its epoch.
-        session_s, fit, sessions: Left of the session; epochs that fit; sessions to go after this one.
-        saved_s, lost_s: Age of the last checkpoint, and seconds of work that a kill would cost now.
-        cost_percent: What checkpoints cost so far, of the time.
-        resumed: Where the sessions after the first began, in epochs.
-        losses: Running means of this epoch.
-        rows: Of results.csv.
-        warnings, lines: To be shown.
-        messages: All that the run said in this session.
-        notices: What is wrong now: kind, message and hint of each.
-        error: What ended the run, where no box says so.
-        gpus: What there is.
-        backup: What `backup.json` says.
-    """
-
-    state: str
-    run: str = ""
-    epoch: int = 0
+    state: str  # starting, training, validating, evaluating, stopped, finished, failed, or gone (killed)
+    run: str = ""  # the run folder's name
+    epoch: int = 0  # counts from 1
     epochs: int = 0
-    batch: int = 0
+    batch: int = 0  # those that are done
     batches: int = 0
-    done: float = 0.0
-    epoch_s: float | None = None
+    done: float = 0.0  # epochs, with the part of the current one
+    epoch_s: float | None = None  # what an epoch takes
     left_s: float | None = None
-    elapsed_s: float | None = None
-    rate: float | None = None
-    batches_s: float | None = None
-    metric: str = "mAP50-95"
-    current: tuple[float, int] | None = None
+    elapsed_s: float | None = None  # what the run has taken in all
+    rate: float | None = None  # batches per second in this epoch
+    batches_s: float | None = None  # what is left of this epoch
+    metric: str = "mAP50-95"  # that `best.pt` goes by
+    current: tuple[float, int] | None = None  # that metric with its epoch
     best: tuple[float, int | None] | None = None
-    session_s: float | None = None
-    fit: int | None = None
-    sessions: int = 0
-    saved_s: float | None = None
-    lost_s: float | None = None
-    cost_percent: float | None = None
-    resumed: tuple[float, ...] = ()
-    losses: dict[str, float | None] = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
+    session_s: float | None = None  # left of the session
+    fit: int | None = None  # epochs that fit into it
+    sessions: int = 0  # to go after this one
+    saved_s: float | None = None  # age of the last checkpoint
+    lost_s: float | None = None  # work that a kill would cost now
+    resumed: tuple[float, ...] = ()  # where the sessions after the first began, in epochs
+    losses: dict[str, float | None] = field(default_factory=dict)  # running means of this epoch
+    rows: tuple[Row, ...] = ()  # of results.csv
     warnings: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
-    messages: tuple[str, ...] = ()
-    notices: tuple[dict[str, str], ...] = ()
-    error: str = ""
+    messages: tuple[str, ...] = ()  # all that the run said in this session
+    notices: tuple[dict[str, str], ...] = ()  # what is wrong now: kind, message and hint of each
+    error: str = ""  # what ended the run, where no box says so
     gpus: tuple[Gpu, ...] = ()
-    backup: dict[str, Any] = field(default_factory=dict)
+    backup: dict[str, Any] = field(default_factory=dict)  # of backup.json
 
 
-def look(files: Files, context: Context) -> Facts:
-    """Say how a run stands.
+def look(folder: Path, context: Context) -> Facts:
+    """Say how the run in a folder stands."""
+    return compute(status.read(folder), read_rows(folder), disk.read_json(RunFolder(folder).backup), context)
 
-    Args:
-        files: Of the run.
-        context: What is known beside them.
-    """
-    return compute(files.status(), files.rows(), files.backup(), context)
+
+def read_rows(folder: Path) -> tuple[Row, ...]:
+    """Return the rows of results.csv, without what is missing or no number; it is read again when it was replaced."""
+    path = RunFolder(folder).table
+    try:
+        return _parse(path, disk.identity(path))
+    except (OSError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=1)
+def _parse(path: Path, identity: tuple[int, int, int]) -> tuple[Row, ...]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return tuple(
+            {name.strip(): value for name, text in row.items() if (value := _number(text)) is not None}
+            for row in csv.DictReader(file)
+        )
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def compute(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any], context: Context) -> Facts:
-    """Work out what there is to show.
-
-    Args:
-        values: As `status.read` returns them.
-        rows: Of results.csv.
-        backup: Of backup.json.
-        context: What is known beside them.
-    """
+    """Work out what there is to show, from what is in `status.json`, `results.csv` and `backup.json`."""
     fresh = bool(values) and values.get("updated", 0) >= context.since
-    state = str(values.get("state", "starting")) if fresh else "starting"
+    told = values if fresh else {}
+    state = str(told.get("state", "starting"))
     if context.failed:
         state = "failed"
     elif state in RUNNING and not context.alive:
         state = "gone"
-    messages = tuple(values.get("messages") or ()) if fresh else ()
+    messages = tuple(told.get("messages") or ())
     facts = Facts(
         state=state,
         run=str(values.get("run", "")),
@@ -153,19 +139,21 @@ def compute(values: dict[str, Any], rows: tuple[Row, ...], backup: dict[str, Any
         rows=rows,
         lines=context.lines or messages[-LINES:],
         messages=messages,
-        notices=tuple(values.get("notices") or ()) if fresh else (),
+        notices=tuple(told.get("notices") or ()),
         error=sentence(values) if state == "failed" and not context.failed else "",
         gpus=context.gpus,
         backup=backup,
-        **_measures(values, rows),
+        epoch_s=_epoch_s(rows),
     )
+    _measure(facts, values)
     if fresh:
-        facts = replace(facts, **_place(values, rows))
-        facts = replace(facts, **_times(values, rows, facts, context))
+        _place(facts, values)
+        _times(facts, values, context.now)
     elif rows:
-        epoch = int(rows[-1].get("epoch", 0))
-        facts = replace(facts, epoch=epoch, done=float(epoch), epoch_s=_epoch_s(rows), elapsed_s=rows[-1].get("time"))
-    return replace(facts, warnings=tuple(_warnings(facts, context)))
+        facts.epoch, facts.elapsed_s = int(rows[-1].get("epoch", 0)), rows[-1].get("time")
+        facts.done = float(facts.epoch)
+    facts.warnings = tuple(_warnings(facts, context))
+    return facts
 
 
 def sentence(notice: dict[str, Any]) -> str:
@@ -173,16 +161,16 @@ def sentence(notice: dict[str, Any]) -> str:
     return " ".join(str(notice[name]) for name in ("message", "hint") if notice.get(name))
 
 
-def _place(values: dict[str, Any], rows: tuple[Row, ...]) -> dict[str, Any]:
-    epoch, batch, batches = (int(values.get(name) or 0) for name in ("epoch", "batch", "batches"))
-    if not batches:  # nothing was trained in this session
-        epoch = int(values.get("completed") or (rows[-1].get("epoch", 0) if rows else 0))
-        return {"epoch": epoch, "done": float(epoch)}
-    if values.get("state") == "validating":
-        batch = batches  # the last one may not have been told
-    losses = values.get("losses") or {}
-    done = epoch - 1 + batch / batches
-    return {"epoch": epoch, "batch": batch, "batches": batches, "done": done, "losses": losses}
+def _place(facts: Facts, values: dict[str, Any]) -> None:
+    facts.epoch, facts.batch, facts.batches = (int(values.get(name) or 0) for name in ("epoch", "batch", "batches"))
+    if not facts.batches:  # nothing was trained in this session
+        facts.epoch = int(values.get("completed") or (facts.rows[-1].get("epoch", 0) if facts.rows else 0))
+        facts.batch, facts.done = 0, float(facts.epoch)
+        return
+    if facts.state == "validating":
+        facts.batch = facts.batches  # the last one may not have been told
+    facts.losses = values.get("losses") or {}
+    facts.done = facts.epoch - 1 + facts.batch / facts.batches
 
 
 def _epoch_s(rows: tuple[Row, ...]) -> float | None:
@@ -192,49 +180,38 @@ def _epoch_s(rows: tuple[Row, ...]) -> float | None:
     return statistics.median(taken) if taken else None
 
 
-def _times(values: dict[str, Any], rows: tuple[Row, ...], facts: Facts, context: Context) -> dict[str, Any]:
-    elapsed, running = values.get("elapsed_s"), facts.state in RUNNING
-    epoch_s = _epoch_s(rows) or (elapsed / facts.done if elapsed and facts.done else None)
-    times: dict[str, Any] = {"elapsed_s": elapsed, "epoch_s": epoch_s, "cost_percent": values.get("cost_percent")}
-    spent = elapsed - (rows[-1].get("time", 0.0) if rows else 0.0) if elapsed else 0.0
-    if running and facts.state == "training" and facts.batch and facts.batch < facts.batches and spent > 0:
-        times["rate"] = facts.batch / spent
-        times["batches_s"] = (facts.batches - facts.batch) / times["rate"]
-    if facts.state in ("training", "validating") and epoch_s:
-        times["left_s"] = max(facts.epochs - facts.done, 0) * epoch_s
-    saved = (values.get("checkpoint") or {}).get("time")
-    if saved:
-        times["saved_s"] = max(context.now - saved, 0.0)
+def _times(facts: Facts, values: dict[str, Any], now: float) -> None:
+    facts.elapsed_s = elapsed = values.get("elapsed_s")
+    if elapsed and facts.done:
+        facts.epoch_s = facts.epoch_s or elapsed / facts.done
+    spent = elapsed - (facts.rows[-1].get("time", 0.0) if facts.rows else 0.0) if elapsed else 0.0
+    if facts.state == "training" and 0 < facts.batch < facts.batches and spent > 0:
+        facts.rate = facts.batch / spent
+        facts.batches_s = (facts.batches - facts.batch) / facts.rate
+    if saved := (values.get("checkpoint") or {}).get("time"):
+        facts.saved_s = max(now - saved, 0.0)
     if facts.state in ("training", "validating"):
-        times["lost_s"] = times.get("saved_s")
-    if running and values.get("session_ends"):
-        times |= _session(values, facts, times, context.now)
-    return times
+        facts.lost_s = facts.saved_s
+        facts.left_s = max(facts.epochs - facts.done, 0) * facts.epoch_s if facts.epoch_s else None
+    if facts.state in RUNNING and (ends := values.get("session_ends")):
+        facts.session_s = max(ends - now, 0.0)
+        usable = max((values.get("session_leaves") or ends) - now, 0.0)  # training leaves the session before its end
+        if facts.epoch_s and facts.left_s is not None:
+            facts.fit = min(int(usable / facts.epoch_s + facts.done % 1), math.ceil(facts.epochs - facts.done))
+            if (more := facts.left_s - usable) > 0:
+                facts.sessions = math.ceil(more / (values.get("session_s") or math.inf)) or 1
 
 
-def _session(values: dict[str, Any], facts: Facts, times: dict[str, Any], now: float) -> dict[str, Any]:
-    """Work out what fits into the session: training leaves it before its end."""
-    usable = max((values.get("session_leaves") or values["session_ends"]) - now, 0.0)
-    session: dict[str, Any] = {"session_s": max(values["session_ends"] - now, 0.0)}
-    if times.get("epoch_s") and times.get("left_s") is not None:
-        part = facts.done - int(facts.done)
-        session["fit"] = min(int(usable / times["epoch_s"] + part), math.ceil(facts.epochs - facts.done))
-        if (more := times["left_s"] - usable) > 0:
-            session["sessions"] = math.ceil(more / (values.get("session_s") or math.inf)) or 1
-    return session
-
-
-def _measures(values: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
+def _measure(facts: Facts, values: dict[str, Any]) -> None:
     """Find the last and the best of the measure that `best.pt` goes by, with their epochs."""
-    rows = list(rows)
-    name = next((name for name in METRICS if any(name in row for row in rows)), METRICS[2])
-    found = [(row[name], int(row["epoch"])) for row in rows if name in row and "epoch" in row]
-    label = name.removeprefix("metrics/").partition("(")[0].replace("accuracy_top1", "top-1 accuracy")
-    best: tuple[float, int | None] | None = max(found, key=lambda each: (each[0], -each[1]), default=None)
+    name = next((name for name in METRICS if any(name in row for row in facts.rows)), METRICS[2])
+    facts.metric = name.removeprefix("metrics/").partition("(")[0].replace("accuracy_top1", "top-1 accuracy")
+    found = [(row[name], int(row["epoch"])) for row in facts.rows if name in row and "epoch" in row]
+    if found:
+        facts.current, facts.best = found[-1], max(found, key=lambda each: (each[0], -each[1]))
     told = values.get("best_map")
-    if told is not None and name != METRICS[3] and (best is None or abs(best[0] - told) > 1e-4):
-        best = told, None  # best.pt had gone: it holds the best since then
-    return {"metric": label, "current": found[-1] if found else None, "best": best}
+    if told is not None and name != METRICS[3] and (facts.best is None or abs(facts.best[0] - told) > 1e-4):
+        facts.best = told, None  # best.pt had gone: it holds the best since then
 
 
 def _warnings(facts: Facts, context: Context) -> Iterable[str]:

@@ -14,14 +14,6 @@ from kit.dashboard.facts import Gpu
 LIBRARY = "libnvidia-ml.so.1"  # a part of the driver
 
 
-class _Memory(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
-
-
-class _Utilization(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint) for name in ("gpu", "memory")]
-
-
 def open_library(name: str = LIBRARY) -> Any:
     """Open the library; None where there is no NVIDIA driver."""
     try:
@@ -32,17 +24,14 @@ def open_library(name: str = LIBRARY) -> Any:
 
 
 def look(library: Any) -> tuple[Gpu, ...]:
-    """Return the GPUs as they are now.
-
-    Args:
-        library: As `open_library` returns it.
-    """
+    """Return the GPUs as they are now, by what `open_library` returned."""
     count, found = ctypes.c_uint(), []
     if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return ()
     for number in range(count.value):
         device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-        memory, load = _Memory(), _Utilization()
+        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        load = (ctypes.c_uint * 2)()  # nvmlUtilization_t: gpu, memory
         if (
             library.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device))
             or library.nvmlDeviceGetName(device, name, len(name))
@@ -50,5 +39,5 @@ def look(library: Any) -> tuple[Gpu, ...]:
         ):
             continue
         silent = library.nvmlDeviceGetUtilizationRates(device, ctypes.byref(load))  # a part of a GPU (MIG) has none
-        found.append(Gpu(name.value.decode(errors="replace"), memory.used, memory.total, None if silent else load.gpu))
+        found.append(Gpu(name.value.decode(errors="replace"), memory[2], memory[0], None if silent else load[0]))
     return tuple(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 
 from kit.dashboard import curves
 from kit.dashboard.facts import RUNNING, Facts
@@ -20,14 +19,17 @@ TITLES = {
     "failed": ("Failed", "kit-bad"),
     "gone": ("Interrupted", "kit-bad"),
 }
-NEXT = {
-    "gone": "The training process is gone. Run the training cell: it goes on from the last checkpoint.",
-}
+GONE = "The training process is gone. Run the training cell: it goes on from the last checkpoint."
 
 
 def wrap(body: str) -> str:
     """Put HTML into the kit's frame, with its style."""
     return f'{STYLE}<div class="kit">{body}</div>'
+
+
+def note(text: str) -> tuple[str, str]:
+    """Return a sentence that stands alone, as HTML and as text."""
+    return wrap(f'<div class="kit-note">{html.escape(text)}</div>'), text
 
 
 def render(facts: Facts) -> str:
@@ -38,12 +40,12 @@ def render(facts: Facts) -> str:
         f'<div class="kit-head"><span class="kit-dot {colour}"></span><b>{html.escape(title)}</b>'
         f'<span class="kit-mute">{html.escape(facts.run)}</span><span class="kit-mute">{elapsed}</span></div>',
         _bars(facts),
-        f'<div class="kit-tiles">{"".join(tile(*each) for each in tiles(facts))}</div>' if facts.epochs else "",
+        draw_tiles(tiles(facts)) if facts.epochs else "",
         f'<div class="kit-error">{html.escape(facts.error)}</div>' if facts.error else "",
         "".join(f'<div class="kit-warn">{html.escape(text)}</div>' for text in facts.warnings),
         charts(facts) if facts.rows or facts.batches else "",
     ]
-    lines = "\n".join(filter(None, [*facts.lines, NEXT.get(facts.state, "")]))
+    lines = "\n".join(filter(None, [*facts.lines, GONE if facts.state == "gone" else ""]))
     parts.append(f'<div class="kit-log">{html.escape(lines)}</div>' if lines else "")
     return wrap("".join(parts))
 
@@ -51,37 +53,24 @@ def render(facts: Facts) -> str:
 def _bars(facts: Facts) -> str:
     if not facts.epochs:
         return ""
-    rows = [("Epoch", min(facts.done / facts.epochs, 1), f"{facts.epoch}/{facts.epochs}", epoch_note(facts))]
+    each = f"{clock(facts.epoch_s)} an epoch" if facts.epoch_s else ""
+    left = f"{clock(facts.left_s)} left" if facts.left_s is not None else ""
+    note = ", ".join(filter(None, [each, left]))
+    rows = [("Epoch", min(facts.done / facts.epochs, 1), f"{facts.epoch}/{facts.epochs}", note)]
     if facts.batches and facts.state in RUNNING:
-        share = facts.batch / facts.batches
-        rows.append(("Batch", share, f"{facts.batch}/{facts.batches}", batch_note(facts)))
+        note = "validating" if facts.state == "validating" else ""
+        if rate := facts.rate:
+            pace = f"{rate:.1f} batches/s" if rate >= 1 else f"{1 / rate:.1f} s a batch"
+            note = f"{pace}, {clock(facts.batches_s or 0)} left in this epoch"
+        rows.append(("Batch", facts.batch / facts.batches, f"{facts.batch}/{facts.batches}", note))
     marks = "".join(f'<u style="left:{100 * at / facts.epochs:.2f}%"></u>' for at in facts.resumed[-curves.MARKS :])
-    cells = [
+    return "".join(
         f'<div class="kit-row"><span>{name}</span>'
         f'<div class="kit-bar" role="progressbar" aria-label="{name}" aria-valuenow="{100 * share:.0f}">'
         f'<i style="width:{100 * share:.2f}%"></i>{marks if name == "Epoch" else ""}</div>'
-        f'<b>{count}</b><span class="kit-note">{html.escape(note)}</span></div>'
+        f'<b>{count}</b><span class="kit-note">{html.escape(note) or "&#160;"}</span></div>'
         for name, share, count, note in rows
-    ]
-    return "".join(cells)
-
-
-def epoch_note(facts: Facts) -> str:
-    """Say what an epoch takes and how long all that are left will."""
-    each = f"{clock(facts.epoch_s)} an epoch" if facts.epoch_s else ""
-    left = f"{clock(facts.left_s)} left" if facts.left_s is not None else ""
-    return ", ".join(filter(None, [each, left])) or "\u00a0"
-
-
-def batch_note(facts: Facts) -> str:
-    """Say how fast batches go and how long those of this epoch still will."""
-    if facts.state == "validating":
-        return "validating"
-    rate = facts.rate
-    if not rate:
-        return "\u00a0"
-    pace = f"{rate:.1f} batches/s" if rate >= 1 else f"{1 / rate:.1f} s a batch"
-    return f"{pace}, {clock(facts.batches_s or 0)} left in this epoch"
+    )
 
 
 def tiles(facts: Facts) -> list[tuple[str, str, str]]:
@@ -103,12 +92,10 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
         found.append(("Left of this session", clock(facts.session_s), note))
     if facts.saved_s is not None or facts.state in RUNNING:
         age = "none yet" if facts.saved_s is None else f"{clock(facts.saved_s)} ago"
-        cost = (
-            "a stop costs nothing"
-            if facts.lost_s is None
-            else f"a kill now would cost {clock(facts.lost_s)}, a stop nothing"
-        )
-        found.append(("Last checkpoint", age, cost if facts.state in RUNNING else ""))
+        cost = "a stop costs nothing" if facts.state in RUNNING else ""
+        if facts.lost_s is not None:
+            cost = f"a kill now would cost {clock(facts.lost_s)}, a stop nothing"
+        found.append(("Last checkpoint", age, cost))
     for gpu in facts.gpus:
         load = "–" if gpu.load is None else f"{gpu.load} %"
         found.append((gpu.name, load, f"{gpu.used / 1e9:.1f} of {gpu.total / 1e9:.1f} GB"))
@@ -122,31 +109,27 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tile(name: str, value: str, note: str) -> str:
-    """Draw one tile."""
-    return (
+def draw_tiles(found: list[tuple[str, str, str]]) -> str:
+    """Draw tiles of name, value and note."""
+    cells = "".join(
         f'<div class="kit-tile"><div class="kit-name">{html.escape(name)}</div>'
         f'<div class="kit-value">{html.escape(value)}</div><div class="kit-note">{html.escape(note)}</div></div>'
+        for name, value, note in found
     )
+    return f'<div class="kit-tiles">{cells}</div>'
 
 
 def charts(facts: Facts) -> str:
     """Draw the curves of losses and mAP."""
     best = (float(facts.best[1]), facts.best[0]) if facts.best and facts.best[1] else None
-    drawn = (
-        curves.chart("Losses", curves.losses(facts.rows, facts.losses, facts.done), facts.done, facts.resumed),
-        curves.chart("Validation", curves.measures(facts.rows), facts.done, facts.resumed, best),
-    )
-    return f'<div class="kit-charts">{"".join(drawn)}</div>'
+    lost = curves.losses(facts.rows, facts.losses, facts.done)
+    drawn = curves.chart("Losses", lost, facts.done, facts.resumed)
+    drawn += curves.chart("Validation", curves.measures(facts.rows), facts.done, facts.resumed, best)
+    return f'<div class="kit-charts">{drawn}</div>'
 
 
 def text(facts: Facts, messages: bool = True) -> str:
-    """Write the dashboard as text.
-
-    Args:
-        facts: What there is to show.
-        messages: With all that the run said.
-    """
+    """Write the dashboard as text, with all that the run said or without."""
     words = [TITLES.get(facts.state, (facts.state,))[0], facts.run]
     if facts.epochs:
         words.append(f"epoch {facts.epoch}/{facts.epochs}")
@@ -158,21 +141,5 @@ def text(facts: Facts, messages: bool = True) -> str:
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in tiles(facts) if facts.epochs]
     lines += [f"error: {facts.error}"] if facts.error else []
     lines += [f"WARNING: {warning}" for warning in facts.warnings]
-    return "\n".join([*lines, *(facts.messages if messages else ()), *filter(None, [NEXT.get(facts.state, "")])])
-
-
-def box(title: str, what: str, details: str = "", log: str = "") -> str:
-    """Draw an error as one red box.
-
-    Args:
-        title: What it was about.
-        what: What happened and what to do.
-        details: The end of the log.
-        log: HTML of a link to all of it.
-    """
-    details = re.sub(r"\x1b\[[0-9;]*m", "", details)  # colours of a terminal
-    paragraphs = "".join(f"<div>{html.escape(line)}</div>" for line in what.splitlines())
-    more = (
-        f"<details><summary>The end of the log</summary><pre>{html.escape(details)}</pre></details>" if details else ""
-    )
-    return wrap(f'<div class="kit-error"><b>{html.escape(title)}</b>{paragraphs}{more}{log}</div>')
+    lines += facts.messages if messages else ()
+    return "\n".join([*lines, GONE] if facts.state == "gone" else lines)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kit.dashboard import page
-from kit.dashboard.facts import Context, compute
-from kit.dashboard.files import Files
-from kit.dashboard.frontend import show
+from kit.dashboard.facts import Context, look
 from kit.errors import CheckpointError, Stopped
+from kit.kaggle.frontend import show
 from kit.run import scores
 from kit.store.folder import RunFolder
 
@@ -24,12 +23,11 @@ PAIRS = 12
 def render(folder: Path) -> tuple[str, str]:
     """Return the results as HTML and as text."""
     values = scores.read(folder)
-    files = Files(folder)
-    facts = compute(files.status(), files.rows(), {}, Context(now=0.0))
+    facts = look(folder, Context(now=0.0))
     parts = [
         f'<div class="kit-head"><b>Results of best.pt</b><span class="kit-mute">epoch {values["epoch"]}</span>'
         f'<span class="kit-mute">{values["images"]} {_images(values)}</span></div>',
-        f'<div class="kit-tiles">{"".join(page.tile(*each) for each in _tiles(values))}</div>',
+        page.draw_tiles(_tiles(values)),
     ]
     picture = RunFolder(folder).predictions
     if picture.exists():
@@ -65,12 +63,11 @@ def _table(values: dict[str, Any]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ["class", *columns, *(["change"] if before else [])])
     lines = []
     for each in values["classes"]:
-        cells = [f'<td title="{html.escape(each["name"])}">{html.escape(each["name"])}</td>']
-        cells += [f"<td>{_write(each.get(name))}</td>" for name in columns]
+        name, cells = html.escape(each["name"]), [_write(each.get(column)) for column in columns]
         if before:
             old, new = before.get(each["name"]), each.get(columns[-1])
-            cells.append(f"<td>{new - old:+.3f}</td>" if old is not None and new is not None else "<td>–</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+            cells.append(f"{new - old:+.3f}" if old is not None and new is not None else "–")
+        lines.append(f'<tr><td title="{name}">{name}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     return (
         '<div class="kit-name">By class</div><div class="kit-scroll"><table class="kit-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -85,23 +82,17 @@ def _write(value: float | int | None) -> str:
 
 def _matrix(values: dict[str, Any]) -> str:
     """Draw the confusion matrix: a row for what there is, a column for what was found, shares of the row."""
-    names, matrix = values["matrix"]["names"], values["matrix"]["counts"]
+    names, matrix = [html.escape(name) for name in values["matrix"]["names"]], values["matrix"]["counts"]
     shares = [[count / max(sum(row), 1) for count in row] for row in matrix]
     if len(names) > CELLS:
-        pairs = sorted(
-            ((shares[i][j], names[i], names[j]) for i in range(len(names)) for j in range(len(names)) if i != j),
-            reverse=True,
-        )[:PAIRS]
-        rows = "".join(
-            f"<tr><td>{html.escape(true)}</td><td>{html.escape(found)}</td><td>{share:.0%}</td></tr>"
-            for share, true, found in pairs
-            if share
-        )
+        places = ((i, j) for i in range(len(names)) for j in range(len(names)) if i != j and shares[i][j])
+        pairs = sorted(((shares[i][j], names[i], names[j]) for i, j in places), reverse=True)[:PAIRS]
+        rows = "".join(f"<tr><td>{is_}</td><td>{found}</td><td>{share:.0%}</td></tr>" for share, is_, found in pairs)
         return (
             '<div class="kit-name">Most frequent confusions: what it is, what was found</div>'
             f'<table class="kit-table"><tbody>{rows}</tbody></table>'
         )
-    head = "".join(f'<th title="{html.escape(name)}"><span>{html.escape(name)}</span></th>' for name in names)
+    head = "".join(f'<th title="{name}"><span>{name}</span></th>' for name in names)
     rows = ""
     for name, row, counts in zip(names, shares, matrix, strict=True):
         cells = "".join(
@@ -109,7 +100,7 @@ def _matrix(values: dict[str, Any]) -> str:
             f"{f'{100 * share:.0f}' if share >= 0.005 else ''}</td>"
             for share, count in zip(row, counts, strict=True)
         )
-        rows += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
+        rows += f"<tr><td>{name}</td>{cells}</tr>"
     return (
         '<div class="kit-name">Confusion matrix: rows are what there is, columns what was found, in percent</div>'
         f'<div class="kit-scroll"><table class="kit-table kit-matrix"><thead><tr><th></th>{head}</tr></thead>'
@@ -118,11 +109,7 @@ def _matrix(values: dict[str, Any]) -> str:
 
 
 def text(values: dict[str, Any]) -> str:
-    """Write what was measured as text.
-
-    Args:
-        values: As `scores.read` returns them.
-    """
+    """Write what was measured, as `scores.read` returns it, as text."""
     lines = [f"Results of best.pt, epoch {values['epoch']}, {values['images']} {_images(values)}"]
     lines += [f"{name}: {value}" + f" ({note})" * bool(note) for name, value, note in _tiles(values)]
     for each in values["classes"]:
@@ -131,17 +118,12 @@ def text(values: dict[str, Any]) -> str:
 
 
 def show_results(measure: Callable[[], Path]) -> None:
-    """Show what was measured of a run's best model.
-
-    Args:
-        measure: Measures it if need be, and returns the run folder.
-    """
-    name, note = os.urandom(8).hex(), "Measuring best.pt on the validation images ..."
-    shown = "", ""
-    show(page.wrap(f'<div class="kit-note">{note}</div>'), note, name)
+    """Show what was measured of a run's best model, by a call that measures it if need be and returns the folder."""
+    name, shown = os.urandom(8).hex(), ("", "")
+    show(*page.note("Measuring best.pt on the validation images ..."), name)
     try:
         shown = render(measure())
     except (CheckpointError, Stopped) as error:  # no best.pt yet, or no time for it: nothing to stop a notebook for
-        shown = page.wrap(f'<div class="kit-note">{html.escape(str(error))}</div>'), str(error)
+        shown = page.note(str(error))
     finally:
         show(*shown, name, update=True)

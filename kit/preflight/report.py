@@ -25,7 +25,7 @@ from typing import Any
 
 from kit.config import Config
 from kit.errors import KitError
-from kit.kaggle import machine, session
+from kit.kaggle import frontend, machine, session
 from kit.preflight import checks
 from kit.preflight.checks import OK, STOP, WARNING
 from kit.store.disk import DISK, Disk
@@ -40,29 +40,17 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What.
-        level: `ok`, `warning` or `stop`.
-        text: What was found.
-        advice: What to do; empty where nothing has to be done.
-    """
+    """One thing that was looked at."""
 
     name: str
-    level: str
-    text: str
-    advice: str = ""
+    level: str  # `ok`, `warning` or `stop`
+    text: str  # what was found
+    advice: str = ""  # what to do
 
 
 @contextmanager
 def probing(*words: str, module: str = "kit.preflight.probe", limit: float = PROBE_S) -> Iterator[Callable[[], Facts]]:
-    """Start `kit.preflight.probe`; what is yielded waits for it and returns what it said.
-
-    Args:
-        words: Of its command line.
-        module: What to start.
-        limit: Seconds that it has.
+    """Start `kit.preflight.probe`; what is yielded waits for it, for `limit` seconds, and returns what it said.
 
     Yields:
         A function that returns the probe's facts, `exit` (its exit code, 0 where it was still running) and `error`
@@ -128,14 +116,9 @@ def findings(
     disk: Disk = DISK,
     root: Path = machine.ROOT,
 ) -> Iterator[Finding]:
-    """Look at everything; nothing that is found is raised.
+    """Look at everything, with the settings that training takes; nothing that is found is raised.
 
-    Args:
-        path: Of the config file, as training takes it.
-        settings: What to change in it.
-        probe: Asks torch about its GPUs and the run folder's checkpoints, and training about what it would start with.
-        disk: Says how much room there is.
-        root: Of the file system that says what the machine has.
+    The file system below `root` says what the machine has.
     """
     config = Config(schema())
     problem: checks.Verdict | None = None
@@ -174,20 +157,19 @@ def findings(
 def show(found: Iterable[Finding]) -> list[Finding]:
     """Show findings as they come: a table in a notebook, lines elsewhere; and return them."""
     seen: list[Finding] = []
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if not hasattr(shell, "kernel"):
-        for finding in found:
-            seen.append(finding)
-            print(line(finding), flush=True)
-        print(conclusion(seen))
-        return seen
-    from IPython.display import display
-
-    place = display(bundle([], "Looking …"), raw=True, display_id=True)  # a batch run keeps it as it ends
+    place = os.urandom(8).hex() if frontend.shell() else ""  # a display is updated: a batch run keeps it as it ends
+    if place:
+        frontend.show(*table([], "Looking …"), place)
     for finding in found:
         seen.append(finding)
-        place.update(bundle(seen, "Looking …"), raw=True)
-    place.update(bundle(seen, conclusion(seen)), raw=True)
+        if place:
+            frontend.show(*table(seen, "Looking …"), place, update=True)
+        else:
+            print(line(finding), flush=True)
+    if place:
+        frontend.show(*table(seen, conclusion(seen)), place, update=True)
+    else:
+        print(conclusion(seen))
     return seen
 
 
@@ -207,17 +189,12 @@ def conclusion(found: list[Finding]) -> str:
     return f"{MARKS[OK]} Nothing stands in the way of training."
 
 
-def bundle(found: list[Finding], title: str) -> dict[str, str]:
-    """Return what a notebook shows: text, and a table without colours of its own, for light and dark themes."""
-    rows = []
-    for finding in found:
-        mark, name, text, advice = map(
-            html.escape, (f"{MARKS[finding.level]} {finding.level}", finding.name, finding.text, finding.advice)
-        )
-        cells = [mark, name, text + (f"<br><b>→ {advice}</b>" if advice else "")]
-        rows.append("".join(f'<td style="text-align: left">{cell}</td>' for cell in cells))
-    table = "".join(f"<tr>{row}</tr>" for row in rows)
-    return {
-        "text/plain": "\n".join([*map(line, found), title]),
-        "text/html": f"<p><b>{html.escape(title)}</b></p><table>{table}</table>",
-    }
+def table(found: list[Finding], title: str) -> tuple[str, str]:
+    """Return what a notebook shows: a table without colours of its own, for light and dark themes, and text."""
+    rows = ""
+    for each in found:
+        advice = f"<br><b>→ {html.escape(each.advice)}</b>" if each.advice else ""
+        cells = f"{MARKS[each.level]} {each.level}", html.escape(each.name), html.escape(each.text) + advice
+        rows += "<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in cells) + "</tr>"
+    text = "\n".join([*map(line, found), title])
+    return f"<p><b>{html.escape(title)}</b></p><table>{rows}</table>", text

@@ -22,10 +22,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
-from types import FrameType, TracebackType
 
 from kit.backup.pins import remove_leftovers
-from kit.backup.restore import fetch
+from kit.backup.restore import Restore
 from kit.backup.secrets import describe, leave
 from kit.backup.stores import open_store
 from kit.backup.upload import Backup, report
@@ -51,13 +50,7 @@ def time_left(config: Config) -> float:
 
 
 def main(task: str, config: Config, resume: str, ended: Path) -> int:
-    """Do in this process what the launcher asked for.
-
-    Args:
-        task: `fetch` or `keep`.
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint.
-        ended: Takes an exception, for the launcher.
+    """Fetch or keep backups in this process; `ended` takes an exception, for the launcher.
 
     Returns:
         0, or what `kit train` has to exit with.
@@ -69,7 +62,7 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(line, file=out)
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, frame: object) -> None:
         stop.append(number)
         if number == ORPHANED:
             signal.alarm(ORPHAN_S)
@@ -82,7 +75,7 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     try:
         if task == FETCH:
-            fetch(config, resume, open_store, say)
+            Restore(config, open_store, say).fetch(resume)
         else:
             _keep(config, resume, stop, say)
     except KitError as error:
@@ -116,18 +109,11 @@ def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], Non
 
 
 class Keeper:
-    """Starts the process that keeps backups, and starts it again.
-
-    Args:
-        start: Starts the process.
-        config: The settings.
-        log: Takes what is said.
-    """
+    """Starts the process that keeps backups, and starts it again."""
 
     def __init__(self, start: Callable[[], Popen[bytes]], config: Config, log: Log) -> None:
         self._begin, self._config, self._log = start, config, log
-        self._pause, self._next = FIRST_PAUSE_S, 0.0
-        self._said = False
+        self._pause, self._next, self._said = FIRST_PAUSE_S, 0.0, False
         self._start()
 
     def _start(self) -> None:
@@ -160,38 +146,26 @@ class Keeper:
             self._start()
 
     def finish(self, asked: list[float]) -> None:
-        """Wait for the last backup, for some minutes and until a stop is asked for once more.
-
-        Args:
-            asked: Requests to stop; it may grow.
-        """
+        """Ask for the last backup and wait for it, for some minutes and until a stop is asked for once more."""
         for _ in range(LAST_TRIES):
             if self._died():
                 self._start()
-            wait_for(self._process, self._config, asked, self._log.show)
-            if self._process.poll() is None or self._process.returncode >= 0:
+            give_up, so_far = time.monotonic() + time_left(self._config), len(asked)
+            self._process.terminate()
+            while (code := self._process.poll()) is None and time.monotonic() < give_up and len(asked) == so_far:
+                self._log.show()
+                time.sleep(POLL_S)
+            if code is None or code >= 0:
                 break
         self._log.show()
-        if self._process.poll() is None:
+        if code is None:
             self._log.say(f"WARNING: The last backup was cut off. {report(self._config.run_folder)}")
-        elif self._process.returncode < 0:
-            code, who = self._process.returncode, "The process that makes the last backup"
-            what, _ = deaths.explain(who, code, self._kills)
+        elif code < 0:
+            what, _ = deaths.explain("The process that makes the last backup", code, self._kills)
             self._log.say(f"WARNING: {what} {report(self._config.run_folder)}")
 
-    def __enter__(self) -> Keeper:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the process, whatever it is at."""
         self._process.kill()
         self._process.wait()
         remove_leftovers(self._config.run_folder)
-
-
-def wait_for(process: Popen[bytes], config: Config, asked: list[float], show: Callable[[], None]) -> None:
-    """Ask for the last backup and wait for it, for some minutes and until a stop is asked for once more."""
-    give_up, so_far = time.monotonic() + time_left(config), len(asked)
-    process.terminate()
-    while process.poll() is None and time.monotonic() < give_up and len(asked) == so_far:
-        show()
-        time.sleep(POLL_S)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-from types import TracebackType
 
 from kit.config import Config
 from kit.errors import Stopped
@@ -29,12 +28,7 @@ LAST_S = 20.0  # of the session, that are left to what follows training
 
 
 class Log:
-    """A log that children append to; what they append is passed on.
-
-    Args:
-        path: Of the file.
-        follow: Takes the text.
-    """
+    """A log that children append to; what they append is passed on."""
 
     def __init__(self, path: Path, follow: Callable[[str], None]) -> None:
         self.output, self._tail = open(path, "ab"), open(path, "rb")  # noqa: SIM115
@@ -46,10 +40,6 @@ class Log:
         """Pass on what has come since; an empty text where nothing has."""
         self._follow(self._decode(self._tail.read()))
 
-    def changed(self) -> float:
-        """Return the date of its last change, in Unix seconds."""
-        return os.fstat(self.output.fileno()).st_mtime
-
     def say(self, line: str) -> None:
         """Append a line of the launcher's own; where the disk takes none it is only passed on."""
         text = f"{line}\n"
@@ -59,42 +49,30 @@ class Log:
             text = ""
         self._follow(self._decode(self._tail.read()) + text)
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the file."""
         for file in (self.output, self._tail):
             with suppress(OSError):  # a line that the disk did not take is tried again
                 file.close()
 
 
 class Bounds:
-    """Of one training process.
-
-    Args:
-        config: The settings.
-    """
+    """How long one training process may take."""
 
     def __init__(self, config: Config) -> None:
         self._folder, self._ends = config.run_folder, session.deadline(config.kit.session_hours)
         self._first = time.time() + FIRST_S
-        margin = MARGIN_S + (BACKUP_S if config.kit.backup else 0)
-        self._late = margin / 2  # seconds before the end when training should have left by itself
+        self._reserve = MARGIN_S + (BACKUP_S if config.kit.backup else 0)
 
     def over(self) -> bool:
-        """Tell whether training should have left for the session's limit."""
+        """Tell whether training should have left for the session's limit: by half of the reserve that it keeps."""
         if self._ends is None:
             return False
-        late = min(self._late, LARGEST_RESERVE * (self._ends - session.started()) / 2)
-        return time.time() > max(self._ends - late, self._first)
+        reserve = min(self._reserve, LARGEST_RESERVE * (self._ends - session.started()))
+        return time.time() > max(self._ends - reserve / 2, self._first)
 
     def hangs(self, asked: float, life: float) -> bool:
-        """Tell whether a process that was asked to stop will not do so any more.
-
-        Args:
-            asked: When, in Unix seconds.
-            life: When it has last given a sign of life.
-        """
+        """Tell whether a process that was asked to stop, and has last given a sign of life, will not stop any more."""
         now = time.time()
         if self._ends is not None and now > max(self._ends - LAST_S, self._first, asked + LAST_S):
             return True
@@ -103,13 +81,7 @@ class Bounds:
 
 
 def start(arguments: list[str], log: Log, processes: int = 1) -> Popen[bytes]:
-    """Start `python -m kit`, several times where several processes train together.
-
-    Args:
-        arguments: Of the command line.
-        log: Takes its output.
-        processes: That train together.
-    """
+    """Start `python -m kit` with its output into a log; with torchrun where several processes train together."""
     known, python = environment(), [sys.executable]
     if processes > 1:
         python = torchrun.command(processes)
@@ -128,25 +100,19 @@ def watch(
     child: Popen[bytes],
     log: Log,
     asked: list[float],
-    bounds: Bounds,
-    several: bool = False,
+    config: Config,
+    stop: int = signal.SIGTERM,
     tick: Callable[[], None] = lambda: None,
 ) -> int:
     """Wait for the end of a child, pass a stop on to it, and end it where it does not answer.
 
-    Args:
-        child: The child.
-        log: Of the child.
-        asked: Requests to stop; it may grow, and does at the session's limit.
-        bounds: Of the child.
-        several: The child is torchrun.
-        tick: Called ten times a second.
+    `asked` are the requests to stop; it may grow, and does at the session's limit. `tick` is called ten times a second.
 
     Returns:
         Its exit code, 75 where it was stopped before it began or did not answer; the negative number of another signal
         that ended it.
     """
-    sent, since, hung = 0, 0.0, False
+    bounds, sent, since, hung = Bounds(config), 0, 0.0, False
     try:
         while child.poll() is None:
             log.show()
@@ -156,9 +122,9 @@ def watch(
                 log.say("WARNING: The session's limit is near, and training has not left by itself.")
             if len(asked) > sent:
                 sent, since = len(asked), since or time.time()
-                child.send_signal(torchrun.STOP if several else signal.SIGTERM)
+                child.send_signal(stop)
                 log.say("Stopping: the last checkpoint is being written ...")
-            if since and not hung and bounds.hangs(since, log.changed()):
+            if since and not hung and bounds.hangs(since, os.fstat(log.output.fileno()).st_mtime):
                 hung = True
                 child.kill()
             time.sleep(POLL_S)

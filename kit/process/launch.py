@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,13 @@ from kit.config import Config
 from kit.data import find
 from kit.errors import CheckpointError, DiedError, KitError, ModelError, Stopped
 from kit.kaggle import deaths, machine, session
-from kit.process import backups, children
+from kit.process import backups, children, torchrun
 from kit.process.backups import Keeper
-from kit.process.children import LAST_S, Bounds, Log
+from kit.process.children import LAST_S, Log
 from kit.process.parent import ending, read_ending
 from kit.process.restarts import Restarts
 from kit.run import scores, status
 from kit.store import disk
-from kit.store.folder import RunFolder
 from kit.yolo.settings import load
 
 REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they are one request
@@ -42,19 +41,12 @@ REPEAT_S = 5.0  # a kernel that shuts down sends four signals within 60 ms: they
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training process ended.
+    """How a training process ended."""
 
-    Attributes:
-        code: 0 finished, 75 stopped with a good checkpoint, 2 bad input, 1 anything else.
-        status: The last that it wrote into `status.json`.
-        folder: The run folder.
-        error: What went wrong; None where nothing did.
-    """
-
-    code: int
-    status: dict[str, Any]
+    code: int  # 0 finished, 75 stopped with a good checkpoint, 2 bad input, 1 anything else
+    status: dict[str, Any]  # the last that it wrote into `status.json`
     folder: Path
-    error: KitError | None
+    error: KitError | None  # what went wrong
 
 
 def run(
@@ -63,13 +55,9 @@ def run(
     resume: str = "auto",
     follow: Callable[[str, Config], None] = lambda text, config: None,
 ) -> Outcome:
-    """Check the settings, start a training process and wait for its end.
+    """Check the settings, of a config file and as `key=value`, start a training process and wait for its end.
 
-    Args:
-        path: Of the config file.
-        words: Settings as `key=value`.
-        resume: `auto`, `never` or the path of a checkpoint.
-        follow: Called ten times a second with new text of the log, and the config.
+    Ten times a second new text of the log is given to `follow`.
 
     Raises:
         InputError: Something given cannot be used; nothing was started or written.
@@ -94,43 +82,35 @@ def run(
 
     with _forwarding() as asked, ending() as ended, ExitStack() as stack:
         job = _Job(config, resume, _arguments(path, words), ended, said, asked)
-        code, error = 0, None
+        error: KitError | None = None
         if config.kit.backup:
-            with Log(RunFolder(folder).log, tell) as log:
-                code, error = _fetch(job, log)
-        if code == 0 and asked:
-            code = Stopped.exit_code
-        if code == 0:
+            with closing(Log(config.files.log, tell)) as log:
+                error = _fetch(job, log)
+        if not error and asked:
+            error = Stopped()
+        if not error:
             if resume == "never" and (old := disk.quarantine_run(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            code, error = _train(job, stack.enter_context(Log(RunFolder(folder).log, tell)))
+            error = _train(job, stack.enter_context(closing(Log(config.files.log, tell))))
+    code = error.exit_code if error else 0
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
-        if code == 2 and same and not list(RunFolder(folder).checkpoints.glob("*.pt")):
+        if code == 2 and same and not list(config.files.checkpoints.glob("*.pt")):
             disk.remove(folder)  # it was made above and holds nothing but this failure
-    return Outcome(code, status.read(folder), folder, error)
+    return Outcome(code, status.read(folder), folder, None if isinstance(error, Stopped) else error)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What the children of one training have in common.
-
-    Attributes:
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint.
-        arguments: Of each child's command line.
-        ended: Where a child that fails writes its exception.
-        said: The end of the log.
-        asked: Requests to stop; it may grow.
-    """
+    """What the children of one training have in common."""
 
     config: Config
     resume: str
-    arguments: list[str]
-    ended: Path
-    said: deque[str]
-    asked: list[float]
+    arguments: list[str]  # of each child's command line
+    ended: Path  # takes the exception of a child that fails
+    said: deque[str]  # the end of the log
+    asked: list[float]  # requests to stop; it may grow
 
     def start(self, log: Log, *role: str, resume: str = "", processes: int = 1) -> Popen[bytes]:
         command, *own = role
@@ -138,7 +118,12 @@ class _Job:
         words = [command, *options, *own, *self.arguments]  # the words side by side: else argparse refuses them
         return children.start(words, log, processes)
 
-    def error(self, code: int) -> KitError:
+    def error(self, code: int, who: str, kills: int) -> KitError | None:
+        """Return what went wrong, or that it stopped, from an exit code and the kernel's kills before."""
+        if code in (0, Stopped.exit_code):
+            return Stopped() if code else None
+        if code < 0:
+            return deaths.lost(who, code, kills)
         return read_ending(self.ended, code, "".join(self.said).splitlines())
 
 
@@ -146,42 +131,40 @@ def _arguments(path: str | Path | None, words: Sequence[str]) -> list[str]:
     return [*words, *(["--config", str(path)] if path is not None else [])]
 
 
-def _fetch(job: _Job, log: Log) -> tuple[int, KitError | None]:
-    """Have the newest backup brought into scratch; return the exit code, and what went wrong."""
+def _fetch(job: _Job, log: Log) -> KitError | None:
+    """Have the newest backup brought into scratch; return what went wrong."""
     kills = machine.oom_kills()
-    child = job.start(log, "backups", backups.FETCH)
-    code = children.watch(child, log, job.asked, Bounds(job.config))
-    if code < 0:
-        lost = deaths.lost("The process that fetches the backup", code, kills)
-        log.say(f"error: {lost}")
-        return 1, lost
-    return code, job.error(code) if code not in (0, Stopped.exit_code) else None
+    code = children.watch(job.start(log, "backups", backups.FETCH), log, job.asked, job.config)
+    error = job.error(code, "The process that fetches the backup", kills)
+    if error and code < 0:
+        log.say(f"error: {error}")
+        error.exit_code = 1
+    return error
 
 
-def _train(job: _Job, log: Log) -> tuple[int, KitError | None]:
+def _train(job: _Job, log: Log) -> KitError | None:
     """Have a run trained, again where a part of it was killed; beside it another process keeps backups.
 
     Returns:
-        The exit code, and what went wrong.
+        What went wrong, or that it stopped.
     """
-    config, error = job.config, None
+    config = job.config
     count, restarts = processes(config), Restarts(config, job.resume)
+    stop = torchrun.STOP if count > 1 else signal.SIGTERM
     with ExitStack() as stack:
         keeper = None
         if config.kit.backup:
             start = partial(job.start, log, "backups", backups.KEEP)
-            keeper = stack.enter_context(Keeper(start, config, log))
+            keeper = stack.enter_context(closing(Keeper(start, config, log)))
+        tick = keeper.watch if keeper else lambda: None
         while True:
             job.said.clear()
             disk.remove(job.ended)
             kills = machine.oom_kills()
             role = ["worker", *(f"--restarted={line}" for line in restarts.warnings)]
             child = job.start(log, *role, resume=restarts.begin(), processes=count)
-            tick = keeper.watch if keeper else lambda: None
-            code = children.watch(child, log, job.asked, Bounds(config), count > 1, tick)
-            if code in (0, Stopped.exit_code):
-                break
-            error = job.error(code) if code > 0 else deaths.lost("The training process", code, kills)
+            code = children.watch(child, log, job.asked, config, stop, tick)
+            error = job.error(code, "The training process", kills)
             if not isinstance(error, DiedError):
                 break
             told, error = error, restarts.judge(error, bool(job.asked))
@@ -189,14 +172,14 @@ def _train(job: _Job, log: Log) -> tuple[int, KitError | None]:
                 if code < 0 or error is not told:
                     log.say(f"error: {error}")
                 restarts.give_up(error)
-                code = 1
+                error.exit_code = 1
                 break
             log.say(f"WARNING: {restarts.warnings[-1]}")
         if keeper:
             keeper.finish(job.asked)
-    if count > 1 and code == 0 and status.read(config.run_folder).get("state") != "finished":
-        code = Stopped.exit_code  # torchrun knows only 0 and 1
-    return code, error
+    if count > 1 and not error and status.read(config.run_folder).get("state") != "finished":
+        return Stopped()  # torchrun knows only 0 and 1
+    return error
 
 
 def processes(config: Config) -> int:
@@ -214,18 +197,13 @@ def processes(config: Config) -> int:
 def measure(path: str | Path | None, words: Sequence[str]) -> Path:
     """Have the best model of a run measured in a process of its own, unless it was; return the run folder.
 
-    Args:
-        path: Of the config file.
-        words: Settings as `key=value`.
-
     Raises:
         CheckpointError: There is no best.pt yet.
         Stopped: The user stopped it, or the session is about to end.
         KitError: The process failed.
     """
     config = load(path, words)
-    folder, ends = config.run_folder, session.deadline(config.kit.session_hours)
-    best = RunFolder(folder).best
+    folder, best, ends = config.run_folder, config.files.best, session.deadline(config.kit.session_hours)
     if not best.exists():
         raise CheckpointError(f"There is no '{best}' yet.", "The first validation writes it.")
     if not scores.current(folder):

@@ -7,7 +7,6 @@ that alone: a run that is in use belongs to another process, whose status must s
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import tempfile
@@ -47,20 +46,14 @@ def write_ending(path: Path | None, error: KitError) -> None:
     """Tell the launcher what ended this process; on a full disk it has the exit code and the log."""
     if path:
         with contextlib.suppress(StorageError):
-            disk.publish(path, lambda file: file.write(json.dumps(error.to_dict()).encode()), durable=False)
+            disk.write_json(path, error.to_dict())
 
 
 def read_ending(path: Path, code: int, lines: Sequence[str]) -> KitError:
-    """Return what ended a child.
-
-    Args:
-        path: That `ending` named.
-        code: The child's exit code.
-        lines: Of the log; they explain a crash, and an end without a word.
-    """
-    try:
-        error = KitError.from_dict(json.loads(path.read_bytes()), code)
-    except (OSError, ValueError):
+    """Return what ended a child with some exit code; lines of the log explain a crash, and an end without a word."""
+    if values := disk.read_json(path):
+        error = KitError.from_dict(values, code)
+    else:
         kind = InputError if code == InputError.exit_code else CrashError
         error = kind(f"The process ended with exit code {code}", CRASHED)
     if isinstance(error, CrashError):

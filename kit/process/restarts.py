@@ -8,26 +8,18 @@ from kit.config import Config
 from kit.errors import KitError
 from kit.kaggle import session
 from kit.run import status
-from kit.store.folder import RunFolder
+from kit.store import disk
 
 TWICE = "Lower workers=, batch= or imgsz=, leave cache= off, or look at the images of that batch."
 LEAST_S = 300.0  # seconds of the session that are left, for a start to be worth while
 
 
 class Restarts:
-    """Decides whether a run is started again after a part of it was killed.
-
-    Args:
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint, as the user has it.
-
-    Attributes:
-        warnings: What was said of each start, for the run to keep.
-    """
+    """Decides whether a run, that the user has started with some `resume`, is started again after it was killed."""
 
     def __init__(self, config: Config, resume: str) -> None:
-        self.warnings: list[str] = []
-        self._folder, self._most, self._resume = config.run_folder, config.kit.restarts, resume
+        self.warnings: list[str] = []  # what was said of each start, for the run to keep
+        self._files, self._most, self._resume = config.files, config.kit.restarts, resume
         self._ends = session.deadline(config.kit.session_hours)
         self._before, self._began = self._stamp(), 0.0
         self._place: tuple[float, float, str] | None = None
@@ -38,12 +30,7 @@ class Restarts:
         return self._resume if self._stamp() == self._before else "auto"
 
     def judge(self, lost: KitError, asked: bool) -> KitError | None:
-        """Return why not to start again; None to start, with what to say of it in `warnings`.
-
-        Args:
-            lost: What was killed.
-            asked: A stop was asked for.
-        """
+        """Return why not to start again, as where a stop was asked for; None to start, with a line in `warnings`."""
         before, self._place = self._place, self._look()
         step, slack, place = self._place
         if before and abs(step - before[0]) <= slack and self._most:
@@ -55,24 +42,23 @@ class Restarts:
             f"{lost.message} Training starts again from the last checkpoint ({len(self.warnings) + 1} of {self._most}, "
             "kit.restarts)."
         )
-        status.change(RunFolder(self._folder), {"state": "starting"})
+        status.change(self._files, {"state": "starting"})
         return None
 
     def give_up(self, error: KitError) -> None:
         """Write what ended training into its status, which it could not do itself."""
-        if status.read(self._folder).get("updated", 0) >= self._began:
-            status.change(RunFolder(self._folder), {"state": "failed", **error.to_dict()})
+        if status.read(self._files.path).get("updated", 0) >= self._began:
+            status.change(self._files, {"state": "failed", **error.to_dict()})
 
-    def _stamp(self) -> tuple[int, int]:
+    def _stamp(self) -> tuple[int, ...]:
         try:
-            state = RunFolder(self._folder).latest.stat()
+            return disk.identity(self._files.latest)
         except OSError:
-            return 0, 0
-        return state.st_ino, state.st_mtime_ns
+            return ()
 
     def _look(self) -> tuple[float, float, str]:
         """Return the step that training was in, how far news of it may lag behind, and words for it."""
-        values = status.read(self._folder)
+        values = status.read(self._files.path)
         if values.get("updated", 0) < self._began or not values.get("batches"):
             return -1e9, 0.0, "its beginning"
         step = (values["epoch"] - 1) * values["batches"] + values["batch"]

@@ -54,11 +54,8 @@ def explain(
 ) -> int:
     """Say what a signal did, and return the exit code of the process whose failure was not caused by another's.
 
-    Args:
-        failures: torch's `ProcessFailure` by rank.
-        kills_before: What `machine.oom_kills` was while all lived.
-        stopped: A stop was passed on, which ends those that have nothing to save.
-        ended: Takes the exception, for the launcher.
+    Given are torch's `ProcessFailure` by rank, what `machine.oom_kills` was while all lived, whether a stop was passed
+    on, which ends those that have nothing to save, and the file that takes the exception, for the launcher.
     """
     consequences = (LostError.exit_code, -signal.SIGTERM)
     if stopped and all(each.exitcode in consequences for each in failures.values()):

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from kit.config import Config
@@ -17,7 +16,6 @@ from kit.errors import CrashError, KitError, LostError, Stopped
 from kit.parallel.world import World
 from kit.process.parent import CRASHED, ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
 from kit.run import status
-from kit.store.folder import RunFolder
 from kit.yolo import environment
 
 
@@ -30,13 +28,11 @@ class Stop:
     """Tells the trainer when to stop because of a signal; it is asked after every batch, and while it waits for one.
 
     Until it is asked for the first time there is nothing to save: a signal ends the process, whatever it is at.
-
-    Args:
-        apart: There are processes on other machines too.
     """
 
     def __init__(self, apart: bool = False) -> None:
-        self.reason, self.apart, self.began = "", apart, False
+        self.reason, self.began = "", False
+        self.apart = apart  # there are processes on other machines too
 
     def __call__(self) -> str:
         """Return why to stop now, or an empty text."""
@@ -55,11 +51,11 @@ class Stop:
         signal.signal(ORPHANED, self.on_orphaned)
         tie_to_parent(parent, ORPHANED)
 
-    def on_stop(self, number: int, frame: FrameType | None) -> None:
+    def on_stop(self, number: int, frame: object) -> None:
         """Ask for a stop; asked for again, one that waits for something gives up."""
         self.reason = "a stop was asked for" + " again" * bool(self.reason)
 
-    def on_orphaned(self, number: int, frame: FrameType | None) -> None:
+    def on_orphaned(self, number: int, frame: object) -> None:
         """Ask for a stop; the alarm ends an orphan that does not manage it in time."""
         if self.apart or not self.began:  # another machine's torchrun would wait minutes for the one that is gone
             os._exit(1)
@@ -70,11 +66,8 @@ class Stop:
 def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequence[str] = ()) -> int:
     """Train in this process and return its exit code: that of `kit train`, but 0 on a stop under torchrun.
 
-    Args:
-        config: The settings.
-        resume: `auto`, `never` or the path of a checkpoint.
-        ended: Takes an exception, for the launcher; without one, the user has started torchrun.
-        restarted: Warnings of the starts before this one.
+    `ended` takes an exception, for the launcher; without it, the user has started torchrun. `restarted` are the
+    warnings of the starts before this one.
     """
     world = World.current()
     environment.prepare()
@@ -120,7 +113,7 @@ def _tell(config: Config, ended: Path | None, error: KitError) -> None:
 def _own_log(config: Config, rank: int) -> TextIO:
     """Send what this process prints into a log of its own, and return where the first process's goes."""
     shared = open(os.dup(2), "w")  # noqa: SIM115
-    with open(RunFolder(config.run_folder).log_of(rank), "a") as log:
+    with open(config.files.log_of(rank), "a") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     return shared

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,14 @@ def hanging() -> subprocess.Popen[bytes]:
     return process
 
 
+def finish(process: subprocess.Popen[bytes], settings: config.Config, asked: list[float], show: Any) -> list[str]:
+    """Have the keeper of a process wait for the last backup, and return what it says."""
+    said: list[str] = []
+    log: Any = types.SimpleNamespace(show=show, say=said.append)
+    backups.Keeper(lambda: process, settings, log).finish(asked)
+    return said
+
+
 def test_second_stop_cuts_the_last_upload_short() -> None:
     """The first one ended training; whoever presses again does not want to wait."""
     process, asked = hanging(), [1.0]
@@ -266,9 +275,9 @@ def test_second_stop_cuts_the_last_upload_short() -> None:
             asked.append(2.0)
 
     try:
-        backups.wait_for(process, SETTINGS, asked, show)
+        assert finish(process, SETTINGS, asked, show) == ["WARNING: The last backup was cut off. "]
         assert process.poll() is None
-        assert len(shown) == 3
+        assert len(shown) == 4, "three times while it waited, and at last"
     finally:
         process.kill()
         process.wait()
@@ -280,7 +289,8 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
     process = hanging()
     try:
         began = time.monotonic()
-        backups.wait_for(process, config.Config(schema(), {}, config.KitSettings(session_hours=1)), [], lambda: None)
+        limited = config.Config(schema(), {}, config.KitSettings(session_hours=1))
+        assert finish(process, limited, [], lambda: None) == ["WARNING: The last backup was cut off. "]
         assert process.poll() is None
         assert time.monotonic() - began < 5
     finally:

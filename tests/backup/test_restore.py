@@ -213,7 +213,7 @@ def test_starts_at_the_same_time_all_find_the_backup(place: Path, run: Path, set
     script = (
         "import sys; from kit.yolo import settings as config; from kit.backup import restore, stores\n"
         f"settings = config.load({str(place / 'empty.yaml')!r}, sys.argv[1:])\n"
-        "restore.fetch(settings, 'auto', stores.open_store, print)\n"
+        "restore.Restore(settings, stores.open_store, print).fetch('auto')\n"
         "assert {path.name for path in settings.restored_folder.iterdir()} == {'latest.pt', 'best.pt'}\n"
     )
     words = config.to_args({**settings.train, "kit.backup": settings.kit.backup})
@@ -342,7 +342,8 @@ def test_store_that_hangs_is_given_up(place: Path, settings: Config) -> None:
         "            except BaseException: pass\n"
         "restore.LOOK_S = 1\n"
         f"settings = config.load({str(place / 'empty.yaml')!r}, {words!r})\n"
-        "restore.fetch(settings, 'auto', lambda address: Hanging(), lambda line: print(line, flush=True))\n"
+        "say = lambda line: print(line, flush=True)\n"
+        "restore.Restore(settings, lambda address: Hanging(), say).fetch('auto')\n"
     )
     command = [sys.executable, "-c", script]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

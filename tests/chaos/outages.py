@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kit.backup.files import Files
-from kit.backup.restore import fetch
+from kit.backup.restore import Restore
 from kit.backup.stores import Store, open_store
 from kit.backup.upload import Backup, read_news
 from kit.config import Config
@@ -218,7 +218,7 @@ class Life:
         self.run.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             try:
-                fetch(self.config, "auto", self.opened, self.note, lambda seconds: None)
+                Restore(self.config, self.opened, self.note, lambda seconds: None).fetch("auto")
                 break
             except KitError as error:
                 self.note(str(error))

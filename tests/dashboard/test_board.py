@@ -15,6 +15,7 @@ from kit.dashboard import errors as errors_module
 from kit.dashboard.board import Board, Progress
 from kit.dashboard.errors import show_errors
 from kit.errors import ConfigError, CrashError, KitError
+from kit.kaggle import frontend
 from kit.yolo.settings import load
 from tests.help import runs
 
@@ -205,6 +206,21 @@ def test_error_is_one_red_box_and_its_traceback_one_line(settings: Config, monke
     assert caught.value._render_traceback_() == ["The box above says what to do."]
 
 
+def test_error_on_colab_has_no_link_that_leads_nowhere(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page is of another host, which has none of the files; the end of the log is in the box all the same."""
+    screen, board = Screen(), Board("live", Screen())
+    monkeypatch.setattr(errors_module, "shell", Kernel)
+    monkeypatch.setattr(errors_module, "show", screen)
+    monkeypatch.setattr(frontend, "shell", type("Shell", (), {"__module__": "google.colab._shell", "kernel": 1}))
+    board.follow("", settings)
+    error = CrashError("RuntimeError: CUDA error")
+    error.details = "the last line"
+    with pytest.raises(KitError), show_errors(board):
+        raise error
+    assert "the last line" in screen.shown[""]
+    assert "href=" not in screen.shown[""]
+
+
 def test_error_in_a_setting_is_a_box_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything was started; there is no log yet."""
     screen = Screen()
@@ -227,8 +243,6 @@ def test_error_in_a_terminal_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(("variable", "colab"), [(None, True), ("KAGGLE_KERNEL_RUN_TYPE", False)])
 def test_colab_is_told_by_its_kernel(monkeypatch: pytest.MonkeyPatch, variable: str | None, colab: bool) -> None:
     """Kaggle sets COLAB_RELEASE_TAG and has google-colab installed: neither tells Colab."""
-    from kit.dashboard import frontend
-
     shell = type("Shell", (), {"__module__": "google.colab._shell", "kernel": 1})
     monkeypatch.setattr(frontend, "shell", shell)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")

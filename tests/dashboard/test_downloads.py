@@ -15,8 +15,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from kit.dashboard.board import render_downloads, show_downloads
-from kit.dashboard.downloads import Downloads, Item, link, peek, table
+from kit.dashboard import downloads
+from kit.dashboard.downloads import Downloads, Item, link, peek, render, show_downloads
 from kit.store import checkpoint, disk
 
 
@@ -187,18 +187,19 @@ def test_pictures_come_as_one_file(run: Path) -> None:
 
 def test_nothing_there_yet_is_said(tmp_path: Path) -> None:
     """In the first minutes of a run."""
-    html, text = table(Downloads(tmp_path).settle(), tmp_path, tmp_path)
+    html, text = render(Downloads(tmp_path))
     assert "not there yet" in html
     assert "not there yet" in text
 
 
 @pytest.mark.parametrize("start", ["", "notebooks", "notebooks/my work/100%"])
-def test_link_leads_from_the_notebooks_folder_to_the_file(tmp_path: Path, start: str) -> None:
+def test_link_leads_from_the_notebooks_folder_to_the_file(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relative, quoted, with the attribute `download`: the one form that works everywhere."""
+    monkeypatch.setattr(downloads, "start_folder", lambda: tmp_path / start)
     target = tmp_path / "runs/my train#1/downloads/best-e010-abcdef12.pt"
-    found = re.fullmatch(
-        r'<a href="([^"]*)" download="best\.pt">best\.pt</a>', link(target, "best.pt", tmp_path / start)
-    )
+    found = re.fullmatch(r'<a href="([^"]*)" download="best\.pt">best\.pt</a>', link(target, "best.pt"))
     assert found
     assert "://" not in found[1]
     assert not found[1].startswith("/")
@@ -207,7 +208,7 @@ def test_link_leads_from_the_notebooks_folder_to_the_file(tmp_path: Path, start:
 
 def test_names_cannot_break_out_of_the_link(tmp_path: Path) -> None:
     """A run folder may be called anything."""
-    drawn = link(tmp_path / 'a"><script>', 'b"><script>', tmp_path)
+    drawn = link(tmp_path / 'a"><script>', 'b"><script>')
     assert "<script>" not in drawn
 
 
@@ -222,11 +223,12 @@ def test_facts_of_a_checkpoint_are_read_without_unpickling(tmp_path: Path) -> No
 
 def test_ways_without_a_link_are_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Kaggle the Output tab and the kaggle command; elsewhere the folder."""
-    item = Item("best.pt", run / "checkpoints/best.pt", 1, "0" * 64, 1, 0.5, "")
+    ready = Downloads(run)
+    ready.items = [Item("best.pt", run / "checkpoints/best.pt", 1, "0" * 64, 1, 0.5, "")]
     monkeypatch.setenv("KIT_WORKING", str(run.parent.parent))
-    assert "Or take them from runs/train/checkpoints in the working folder." in table([item], run, run)[1]
+    assert "Or take them from runs/train/checkpoints in the working folder." in render(ready)[1]
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    text = table([item], run, run)[1]
+    text = render(ready)[1]
     assert "Output tab, under runs/train/checkpoints" in text
     assert "kaggle kernels output YOUR-NAME/NOTEBOOK --file-pattern 'runs/train/checkpoints/(best|latest)'" in text
 
@@ -235,10 +237,10 @@ def test_log_and_live_page_are_a_click_away(run: Path) -> None:
     """Where they are there."""
     ready = Downloads(run)
     ready.settle()
-    assert "train.log" not in render_downloads(ready, run)[0]
+    assert "train.log" not in render(ready)[0]
     (run / "train.log").write_text("line\n")
     (run / "progress.html").write_text("page\n")
-    html = render_downloads(ready, run)[0]
+    html = render(ready)[0]
     assert re.search(r'href="[^"]*train\.log" download="train\.log"', html)
     assert re.search(r'href="[^"]*progress\.html" target="_blank"', html)
 

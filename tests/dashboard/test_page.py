@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from kit.dashboard import curves, gpus, page
-from kit.dashboard.facts import Context, Facts, Gpu, compute
-from kit.dashboard.files import Files
+from kit.dashboard.facts import Context, Facts, Gpu, compute, look, read_rows
 from kit.text import clock, size
 from tests.help import runs
 from tests.help.runs import NOW, rows, status
@@ -145,7 +144,7 @@ def test_failed_backup_is_warned_of() -> None:
 def test_results_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     """A diverged epoch, a column that came later, a torn line."""
     (tmp_path / "results.csv").write_text("epoch,time,train/box_loss,val/box_loss\n1,5,nan,2\n2,9,inf,\n3,")
-    assert Files(tmp_path).rows() == (
+    assert read_rows(tmp_path) == (
         {"epoch": 1.0, "time": 5.0, "val/box_loss": 2.0},
         {"epoch": 2.0, "time": 9.0},
         {"epoch": 3.0},
@@ -154,20 +153,19 @@ def test_results_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
 
 def test_results_are_read_again_only_when_they_were_replaced(tmp_path: Path) -> None:
     """Ten times a second would be too often."""
-    files = Files(runs.write(tmp_path, status(), rows(3)))
-    first = files.rows()
-    assert files.rows()[0] is first[0]
+    folder = runs.write(tmp_path, status(), rows(3))
+    first = read_rows(folder)
+    assert read_rows(folder)[0] is first[0]
     (tmp_path / "new").write_text((tmp_path / "results.csv").read_text().replace("3.0,300", "4.0,300"))
     (tmp_path / "new").rename(tmp_path / "results.csv")
-    assert files.rows()[2]["epoch"] == 4
+    assert read_rows(folder)[2]["epoch"] == 4
 
 
 def test_missing_and_foreign_files_are_nothing(tmp_path: Path) -> None:
     """Before the first run there is no folder."""
-    files = Files(tmp_path / "none")
-    assert (files.status(), files.rows(), files.backup()) == ({}, (), {})
+    assert look(tmp_path / "none", AROUND) == compute({}, (), {}, AROUND)
     (tmp_path / "backup.json").write_text("[1")
-    assert Files(tmp_path).backup() == {}
+    assert look(tmp_path, AROUND).backup == {}
 
 
 STATES = {
@@ -294,11 +292,12 @@ class FakeDriver:
         return 0
 
     def nvmlDeviceGetMemoryInfo(self, device: Any, memory: Any) -> int:  # noqa: N802
-        memory._obj.used, memory._obj.total = 3_000, 15_000
+        assert ctypes.sizeof(memory._obj) == 24
+        memory._obj[:] = 15_000, 12_000, 3_000  # total, free, used
         return 0
 
     def nvmlDeviceGetUtilizationRates(self, device: Any, load: Any) -> int:  # noqa: N802
-        load._obj.gpu = 97
+        load._obj[:] = 97, 5
         return 0 if device.value == 100 else 3
 
 
@@ -307,4 +306,3 @@ def test_gpus_are_asked_of_the_driver() -> None:
     assert gpus.look(FakeDriver()) == (Gpu("Tesla T4 100", 3_000, 15_000, 97), Gpu("Tesla T4 101", 3_000, 15_000, None))
     assert gpus.open_library("libnothing-of-that-name.so") is None
     assert gpus.look(None) == ()
-    assert ctypes.sizeof(gpus._Memory) == 24

@@ -42,7 +42,7 @@ def fetch(
     settings: Config, resume: str, opened: Callable[[str], Store], say: Callable[[str], None], pauses: Any = None
 ) -> None:
     """Fetch as a start does, but note the pauses and make none."""
-    restore.fetch(settings, resume, opened, say, sleep=([] if pauses is None else pauses).append)
+    restore.Restore(settings, opened, say, sleep=([] if pauses is None else pauses).append).fetch(resume)
 
 
 def opened(store: Store) -> Callable[[str], Store]:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kit.dashboard.files import Row
+from kit.dashboard.facts import Row
 
 NOW = 1_700_000_000.0
 

@@ -532,7 +532,7 @@ def test_report_in_a_notebook_is_one_table(place: Path, monkeypatch: pytest.Monk
 
 def test_table_is_readable_in_light_and_dark_themes() -> None:
     """It has marks and words instead of colours, and shows what was found as it is."""
-    page = report.bundle([Finding("data", "stop", "<script>&", "give data=<PATH>")], "title")["text/html"]
+    page = report.table([Finding("data", "stop", "<script>&", "give data=<PATH>")], "title")[0]
     assert "✗ stop" in page
     assert "&lt;script&gt;&amp;" in page
     assert "→ give data=&lt;PATH&gt;" in page

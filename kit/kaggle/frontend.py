@@ -26,14 +26,7 @@ def on_colab() -> bool:
 
 
 def show(html: str, text: str, display_id: str = "", update: bool = False) -> None:
-    """Show HTML in a notebook, elsewhere text.
-
-    Args:
-        html: What a front end shows.
-        text: What is shown where there is none.
-        display_id: Names the display, to be updated.
-        update: Replace what it shows.
-    """
+    """Show HTML in a notebook, elsewhere text; a display that has a name can be updated."""
     if shell() is None:
         print(text)
         return
