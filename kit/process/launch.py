@@ -25,7 +25,7 @@ from typing import Any
 
 from kit.config import Config
 from kit.data import find
-from kit.errors import CheckpointError, DiedError, KitError, ModelError, Stopped
+from kit.errors import CheckpointError, ConfigError, DiedError, KitError, ModelError, Stopped
 from kit.kaggle import deaths, machine, session
 from kit.process import backups, children, torchrun
 from kit.process.backups import Keeper
@@ -66,20 +66,31 @@ def run(
     find.resolve(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist.", "Check --resume.")
-    for name in ("model", "pretrained"):
-        file = Path(str(config.get(name)))
-        if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe waits for who writes into it
-            raise ModelError(f"The model '{file}' is no plain file.", f"Check {name}=...")
     folder = config.run_folder
-    new = not folder.exists()
-    made = os.stat(disk.make_folder(folder))
-    disk.make_room(folder, 0)  # the log lies there too
+    for name in ("model", "pretrained", "data"):
+        file = Path(str(config.get(name)))
+        if resume == "never" and file.exists() and folder.resolve() in file.resolve().parents:
+            raise ConfigError(
+                f"{name}={file} lies in the run folder, which a fresh start sets aside.",
+                "Choose another folder with kit.run=runs/other.",
+            )
+        if (
+            name != "data" and file.exists() and not (file.is_file() or file.is_dir())
+        ):  # to open a pipe waits for who writes into it
+            raise ModelError(f"The model '{file}' is no plain file.", f"Check {name}=...")
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
 
     def tell(text: str) -> None:
         said.extend(filter(None, [text]))
         follow(text, config)
 
+    if resume != "never":
+        disk.refuse_foreign(folder)
+    elif RunFolder(folder).foreign() and (old := disk.quarantine_run(folder)):  # before anything is written into it
+        tell(f"The old run was moved to {old}\n")
+    new = not folder.exists()
+    made = os.stat(disk.make_folder(folder))
+    disk.make_room(folder, 0)  # the log lies there too
     with _forwarding() as asked, ending() as ended, ExitStack() as stack:
         job = _Job(config, resume, _arguments(path, words), ended, said, asked)
         error: KitError | None = None

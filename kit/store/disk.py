@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from kit.errors import StorageError
+from kit.errors import MismatchError, StorageError
 from kit.kaggle import session
 from kit.store.direct import DirectFile
 from kit.store.folder import RunFolder
@@ -216,17 +216,40 @@ def quarantine(path: Path, word: str = "bad") -> Path:
     return target
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Make sure that a run may be kept in a folder: it is new, or the kit's.
+
+    Raises:
+        MismatchError: It holds what a training would write over and the kit has not written, Ultralytics' own run say.
+    """
+    if found := RunFolder(folder).foreign():
+        raise MismatchError(
+            f"'{folder}' holds what is not the kit's: {', '.join(found)}.",
+            "Choose another folder with kit.run=runs/other, or have it set aside as a whole with --resume never.",
+        )
+
+
 def quarantine_run(folder: Path) -> Path | None:
-    """Move a run folder that holds checkpoints out of the way, and return where to.
+    """Move a run folder that holds checkpoints, or what is not the kit's, out of the way, and return where to.
 
     Raises:
         BusyError: Another process trains in it.
+        StorageError: It cannot be moved.
     """
     files = RunFolder(folder)
-    if not files.checkpoints.is_dir() or not any(files.checkpoints.iterdir()):
+
+    def holds() -> bool:
+        return bool(files.foreign()) or (files.checkpoints.is_dir() and any(files.checkpoints.iterdir()))
+
+    if not holds():
         return None
     with Lock(files.lock):
-        return quarantine(folder)
+        if not holds():  # who held the lock has moved it
+            return None
+        try:
+            return quarantine(folder)
+        except OSError as error:  # it is a disk of its own, or what it lies in is read-only
+            raise refused(f"'{folder}' cannot be set aside", error) from error
 
 
 def remove(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+OTHERS = ("args.yaml", "data.yaml", "weights", "labels.jpg", "results.png")  # of the names that a training writes to
 LATEST, PREVIOUS, BEST = "latest.pt", "previous.pt", "best.pt"
 
 
@@ -33,6 +35,13 @@ class RunFolder:
         self.status, self.backup = path / "status.json", path / "backup.json"
         self.downloads, self.results = path / "downloads", path / "results"
         self.scores, self.predictions = self.results / "results.json", self.results / "predictions.jpg"
+
+    def foreign(self) -> list[str]:
+        """Name what a training would write over, where no run of the kit has been: it is somebody else's."""
+        if any(os.path.lexists(path) for path in (self.checkpoints, self.status)):
+            return []
+        names = [self.table.name, *OTHERS, self.slim.name, self.last.name]
+        return [name for name in names if os.path.lexists(self.path / name)]
 
     def log_of(self, rank: int) -> Path:
         """Return the log of another process of this machine than the first."""

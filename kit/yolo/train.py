@@ -78,6 +78,8 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
         InputError: The data set, the model, a setting or the device cannot be used.
     """
     inputs.forget()
+    if resume != "never":
+        disk.refuse_foreign(config.run_folder)
     try:
         device, alone = _device(config, world)
         chosen = select_device(device, verbose=False)
@@ -121,8 +123,8 @@ def train(
             check(chosen)
         if world.size > 1:
             overrides["device"] = device
-        if resume == "never" and world.local_rank == 0:
-            disk.quarantine_run(config.run_folder)
+        if resume == "never" and world.local_rank == 0 and (old := disk.quarantine_run(config.run_folder)):
+            status_module.tell(f"The old run was moved to {old}")
         if world.size > world.local_size:
             leads = world.local_rank == 0
             ranks.elect_main(discovery.steps(config, resume, identity, open_checkpoint) if leads else -1)
