@@ -159,8 +159,8 @@ def _describes(path: Path) -> bool:
     try:
         if not path.is_file() or path.stat().st_size > description.LARGEST:
             return False
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None
+        text = description.text_of(path)
+        values = description.parse(text) if "train" in text and ("names" in text or "nc" in text) else None
     except (OSError, yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
         return False
     return isinstance(values, dict) and "train" in values and not {"names", "nc"}.isdisjoint(values)

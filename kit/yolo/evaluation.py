@@ -85,7 +85,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     try:
         stats = validator(model=model)
     except FileNotFoundError as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).replace(str(dataset.path), str(dataset.source)).split())
         raise DataError(f"The best model cannot be measured: {text}.", "Check data=...") from error
     picture = cv2.imread(str(folder / "val_batch0_pred.jpg"))
     if picture is not None:

@@ -239,7 +239,8 @@ def test_classes_are_a_list_a_numbered_mapping_or_a_number(
         {"names": {1: "cat", 2: "dog"}},
         {"names": {"a": "cat"}},
         {"names": None, "nc": 0},
-        {"names": None, "nc": "two"},
+        {"names": None, "nc": None},
+        {"names": {0: "cat", "0": "dog"}},
     ],
 )
 def test_classes_that_are_not_numbered_from_0_are_refused(place: Path, values: dict[str, Any]) -> None:
@@ -251,6 +252,66 @@ def test_classes_that_are_not_numbered_from_0_are_refused(place: Path, values: d
 def test_number_of_classes_that_contradicts_their_names_is_refused(place: Path) -> None:
     """`nc: 3` with two names is a mistake in one of the two."""
     refused(make(place / "input/set", train="images/train", val="images/val", nc=3))
+
+
+@pytest.mark.parametrize("count", ["two", 1.5, "1.5", [2], float("inf")])
+@pytest.mark.parametrize("names", [None, NAMES])
+def test_number_of_classes_that_is_none_is_refused(place: Path, names: Any, count: Any) -> None:
+    """With the user's own file and the value."""
+    path = make(place / "input/set", train="images/train", val="images/val", names=names, nc=count)
+    assert f"'{path}' says `nc: {count}`, which is no number of classes" in refused(path)
+
+
+SPLITS = "train: images/train\nval: images/val\n"
+LIST = f"{SPLITS}names: [cat, dog]\n"
+JSON = '{"train": "images/train", "val": "images/val", "names": {"0": "cat", "1": "dog"}}'
+FORMS = {
+    "numbers as texts": f"{SPLITS}names:\n  '0': cat\n  '1': dog\n",
+    "numbers of both kinds": f"{SPLITS}names:\n  '1': dog\n  0: cat\n",
+    "JSON": JSON,
+    "JSON with tabs": JSON.replace(", ", ",\n\t"),
+    "nc as text": f"{LIST}nc: '2'\n",
+    "nc with a point": f"{LIST}nc: '2.0'\n",
+    "nc empty": f"{LIST}nc:\n",
+    "bell": LIST.replace("dog", "d\aog"),
+    "zeros": f"\0\0{LIST}",
+    "control character of Windows": LIST.replace("dog", "do\x92g"),
+    "mark": b"\xef\xbb\xbf" + LIST.encode(),
+    "UTF-16": LIST.encode("utf-16"),
+    "UTF-16, the other way": b"\xfe\xff" + LIST.encode("utf-16-be"),
+    "UTF-16 without a mark": LIST.encode("utf-16-le"),
+    "UTF-32": LIST.encode("utf-32"),
+    "another encoding": LIST.replace("dog", "d\xf6og").encode("latin-1"),
+    "lines of Windows": LIST.replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("content", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize("name", ["data.yaml", "pets.yaml"])
+def test_every_form_that_ultralytics_reads_is_read(place: Path, name: str, content: str | bytes) -> None:
+    """Given or attached; what is handed on is plain."""
+    path = make(place / "input/set").with_name(name)
+    path.with_name("data.yaml").unlink()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for given in (str(path), "auto"):
+        found = find.resolve(given)
+        assert found.names == ("cat", "dog")
+        values = yaml.safe_load(found.path.read_text())
+        assert (values["names"], "nc" in values) == (["cat", "dog"], False)
+        assert values["train"] == str(place / "input/set/images/train")
+
+
+def test_number_of_classes_may_be_a_text(place: Path) -> None:
+    """Where the names are left out."""
+    path = make(place / "input/set", train="images/train", val="images/val", names=None, nc="2")
+    assert find.resolve(str(path)).names == ("class_0", "class_1")
+
+
+def test_letters_of_utf_16_are_kept(place: Path) -> None:
+    """Ultralytics drops them."""
+    path = make(place / "input/set")
+    path.write_bytes(LIST.replace("dog", "größer").encode("utf-16"))
+    assert find.resolve(str(path)).names == ("cat", "größer")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "train: [1\n", "just text"])
@@ -452,6 +513,22 @@ def test_several_broken_descriptions_are_told_from_none(place: Path) -> None:
     assert "2 descriptions of data sets lie under" in message
     assert "none of them is whole" in message
     assert "Give data=PATH" in message
+
+
+def test_linked_folders_hold_images_and_links_in_circles_end(place: Path) -> None:
+    """As in Ultralytics, where a circle is listed 41 times over."""
+    real = make(place / "elsewhere/set", splits="a b", images="{}").parent
+    path = make(place / "input/set", splits="", train="train", val="val")
+    for split, name in (("train", "a"), ("val", "b")):
+        (path.parent / split).mkdir()
+        (path.parent / split / "more").symlink_to(real / name)
+        (path.parent / split / "0.txt").symlink_to(path)
+    for name in ("again", "once-more"):
+        (path.parent / "train" / name).symlink_to(path.parent)
+    (path.parent / "train/self").symlink_to("self")
+    assert resolved(path)["train"] == str(path.parent / "train")
+    (real / "a/0.jpg").unlink()
+    assert "names 'train' for 'train', where there are no images" in refused(path)
 
 
 def test_search_does_not_go_through_the_images(place: Path) -> None:
