@@ -133,6 +133,7 @@ def understand(path: Path, roots: Iterable[Path] = ()) -> tuple[dict[str, Any], 
         if not values.get(split):
             raise DataError(f"'{path}' has no '{split}'.", "It must name the folders of the train and val images.")
     names, given = classes(path, values), values.get("path")
+    folder, *_ = *roots, path.parent
     roots = list(roots) or [*(place / str(given) for place in (path.parent, *places()) if given), path.parent]
     for split in SPLITS:
         if values.get(split):
@@ -148,15 +149,15 @@ def understand(path: Path, roots: Iterable[Path] = ()) -> tuple[dict[str, Any], 
             values[split] = [*map(str, found)] if isinstance(values[split], list) else str(found[0])
     for name in ("download", "nc"):
         values.pop(name, None)
-    return values | {"names": [*names], "path": str(path.parent)}, names
+    return values | {"names": [*names], "path": str(folder)}, names
 
 
 def places() -> list[Path]:
     """Return where Ultralytics looks for a `path:` that is relative: the current folder, and its `datasets_dir`."""
     homes = (os.environ.get("YOLO_CONFIG_DIR"), os.environ.get("XDG_CONFIG_HOME", "~/.config"))
     files = [Path(home).expanduser() / "Ultralytics/settings.json" for home in homes if home]
-    chosen = [str(disk.read_json(file).get("datasets_dir") or "datasets") for file in files]
-    return [Path.cwd(), *(Path.cwd() / each for each in chosen), session.scratch() / "datasets"]
+    chosen = [str(disk.read_json(file).get("datasets_dir", ".")) for file in files]
+    return [Path.cwd() / each for each in (".", *chosen, "datasets", str(session.scratch() / "datasets"))]
 
 
 def _find(roots: Iterable[Path], place: str) -> Path | None:

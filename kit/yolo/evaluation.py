@@ -127,7 +127,7 @@ def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> Dat
             problems.append(str(error))
             continue
         if dataset.trained(run) == architecture["names"]:
-            return dataset
+            return find.bring(dataset)
         problems.append(f"The data set '{name}' has other classes than the run.")
     raise DataError(f"The best model cannot be measured. {' '.join(problems)}", "Give data=PATH of the run's data set.")
 

@@ -359,16 +359,93 @@ def test_missing_file_is_refused(place: Path) -> None:
     assert "data=" in message
 
 
+# --- where Ultralytics looks
+
+
+@pytest.mark.parametrize("where", [".", "datasets", "chosen"])
+def test_relative_path_is_seen_from_where_ultralytics_sees_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The current folder, and the folder of data sets that its settings name."""
+    monkeypatch.chdir(place / "working")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(place / "home"))
+    if where == "chosen":
+        (place / "home/Ultralytics").mkdir(parents=True)
+        (place / "home/Ultralytics/settings.json").write_text(f'{{"datasets_dir": "{place}/working/chosen"}}')
+    make(place / "working" / where / "pets")
+    make(place / "input/set")  # images beside the description are not what it means
+    path = make(place / "input/set", splits="", path="pets", train="images/train", val="images/val")
+    assert resolved(path)["train"] == str(place / "working" / where / "pets/images/train")
+
+
+def test_images_that_are_not_there_are_said_with_the_path_that_was_read(place: Path) -> None:
+    """It may be what is wrong."""
+    path = make(place / "input/set", path="../pets", train="images/none", val="images/val")
+    assert f"(seen from its `path: ../pets` and '{path.parent}')" in refused(path)
+
+
 def test_data_set_that_ultralytics_downloads_from_an_archive_is_known(place: Path) -> None:
     """Its description is the shipped one, whose `download:` is an address and no script."""
-    found = find.resolve("coco8.yaml")
-    assert found.path.name == "coco8.yaml"
-    assert (len(found.names), found.names[0]) == (80, "person")
+    for name in ("coco8.yaml", "coco8"):
+        found = find.resolve(name)
+        assert found.path.name == "coco8.yaml"
+        assert (len(found.names), found.names[0], str(found.source)) == (80, "person", name)
 
 
-def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path) -> None:
-    """A description whose `download:` is code is not taken, not even from Ultralytics."""
-    refused("SKU-110K.yaml")
+@pytest.mark.parametrize("name", ["SKU-110K.yaml", "VisDrone.yaml", "coco.yaml", "VOC.yaml"])
+def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path, name: str) -> None:
+    """Its script is not run, not even Ultralytics' own; the message says what to attach."""
+    make(place / "input/another", train="images/train", val="images/val")
+    assert f"attach them in a folder named '{name.removesuffix('.yaml')}', which holds " in refused(name)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "working/VisDrone",
+        "working/datasets/VisDrone",
+        "input/VisDrone",
+        "input/visdrone",
+        "input/datasets/somebody/the-visdrone-2019/export",
+        "input/x/VisDrone2019-DET",
+    ],
+)
+def test_images_of_a_data_set_that_ultralytics_ships_are_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """Where Ultralytics looks, or attached under its name; the best model remembers where they are."""
+    monkeypatch.chdir(place / "working")
+    make(place / "input/another", train="images/train", val="images/val")
+    make(place / folder, splits="train val test").unlink()
+    found = find.resolve("VisDrone.yaml")
+    assert (found.names[0], found.source) == ("pedestrian", Path("VisDrone.yaml"))
+    values = yaml.safe_load(found.path.read_text())
+    for split in ("train", "val", "test"):
+        assert values[split] == str(place / folder / "images" / split)
+    assert values["path"] == str(place / folder)
+    assert "download" not in values
+
+
+def test_attached_folder_of_the_very_name_is_taken_first(place: Path) -> None:
+    """What only begins so may be another one."""
+    for name in ("a/coco8-pose", "b/c/coco8", "coco8-seg"):
+        make(place / "input" / name).unlink()
+    assert find.resolve("coco8.yaml").values["path"] == str(place / "input/b/c/coco8")
+
+
+def test_data_set_of_lists_and_one_of_several_folders_are_found(place: Path) -> None:
+    """As COCO's and VOC's descriptions have them."""
+    for split in ("train2017", "val2017"):
+        make(place / "input/coco-2017/coco", splits=split)
+        (place / f"input/coco-2017/coco/{split}.txt").write_text(f"./images/{split}/0.jpg\n")
+    make(place / "input/voc", splits="train2007 train2012 val2007 val2012 test2007")
+    assert find.resolve("coco.yaml").values["val"] == str(place / "input/coco-2017/coco/val2017.txt")
+    assert [Path(folder).name for folder in find.resolve("VOC").values["train"]] == [
+        "train2012",
+        "train2007",
+        "val2012",
+        "val2007",
+    ]
 
 
 # --- auto
