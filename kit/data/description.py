@@ -166,9 +166,14 @@ def _find(roots: Iterable[Path], place: str) -> Path | None:
     ends = [parts[number:] for number in range(len(parts))]
     shorter = ["/".join(end) for end in ends if ".." not in end and {*end} != {"images"}]  # that alone may be any split
     for candidate in [root / text for text in (place, *shorter) for root in roots]:
-        if candidate.is_file() or (candidate.is_dir() and has_image(candidate)):
+        if candidate.is_file() or is_full(candidate):
             return candidate.resolve()
     return None
+
+
+def is_full(folder: Path) -> bool:
+    """Tell a folder that holds an image from others, and from what is none."""
+    return folder.is_dir() and has_image(folder)
 
 
 def has_image(folder: Path | str) -> bool:

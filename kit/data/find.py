@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kit.config import Config
-from kit.data import description, packed, shapes, shipped
+from kit.data import description, offer, packed, shapes, shipped
 from kit.errors import DataError
 from kit.kaggle import inputs, session
 from kit.kaggle.inputs import VALIDATION, Place
@@ -74,9 +74,12 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
 def check(name: str, classify: bool | None = False) -> None:
     """Check that `resolve` will find a data set, as far as that can be told before anything is unpacked or downloaded.
 
+    It looks anew at what is attached: a notebook lives long.
+
     Raises:
         DataError: It is missing or broken, or there are several.
     """
+    inputs.forget()
     if not ("://" in name or packed.is_archive(_locate(name, classify))):
         resolve(name, classify)
 
@@ -118,6 +121,8 @@ def _find_attached(classify: bool | None) -> Path:
         return path
     if not others and (path := _choose(root, _archives(inputs.attached()))):
         return path
+    if not (classify or others) and (error := offer.missing(inputs.attached())):
+        raise error
     advice = "Attach one with «Add input», or give data=PATH."
     if other := next((path for path, content in others.items() if content), None):
         advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)."
@@ -142,6 +147,8 @@ def _find_within(folder: Path, classify: bool | None) -> Path:
         return path
     if not folder.is_relative_to(packed.folder()) and (path := _choose(folder, _archives(places))):
         return path
+    if not classify and (error := offer.missing(places)):
+        raise error
     if (folder / "train").is_dir():
         return folder
     raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train'.", "Check data=...")

@@ -12,7 +12,7 @@ import yaml
 
 from kit.data import description, find
 from kit.errors import DataError
-from kit.kaggle import session
+from kit.kaggle import inputs, session
 from kit.yolo.settings import load
 
 NAMES = {0: "cat", 1: "dog"}
@@ -46,6 +46,12 @@ def refused(name: object) -> str:
         find.resolve(str(name))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def refused_lines(name: str) -> str:
+    with pytest.raises(DataError) as caught:
+        find.resolve(name)
     return str(caught.value)
 
 
@@ -479,6 +485,14 @@ def test_nothing_attached_is_refused_with_what_to_do(place: Path) -> None:
     assert "data=shapes" in message
 
 
+def test_data_set_that_is_attached_after_a_failed_start_is_found(place: Path) -> None:
+    """The notebook's process is still the same."""
+    with pytest.raises(DataError, match="No YOLO data set was found"):
+        find.check("auto")
+    yolo(place / "input/set")
+    find.check("auto")
+
+
 def several(*paths: Path, classify: bool = False) -> None:
     """Resolve `auto`, which must list these data sets, one per line."""
     with pytest.raises(DataError) as caught:
@@ -635,6 +649,58 @@ def test_image_formats_are_those_of_ultralytics() -> None:
     from ultralytics.data.utils import IMG_FORMATS
 
     assert {f".{kind}" for kind in IMG_FORMATS} == description.IMAGES
+
+
+# --- images and labels without a description
+
+
+@pytest.mark.parametrize(
+    ("images", "splits", "expected"),
+    [
+        ("images/{}", "train val", ("images/train", "images/val")),
+        ("images/{}", "train2017 val2017 test2017", ("images/train2017", "images/val2017")),
+        ("{}/images", "train valid test", ("train/images", "valid/images")),
+        ("{}/images", "train test", ("train/images", "test/images")),
+        ("{}/images", "train", ("train/images", "train/images")),
+        ("images", ".", ("images", "images")),
+        ("images/{}", "part-1 part-2", ("images", "images")),
+    ],
+)
+@pytest.mark.parametrize("given", ["auto", "input/pets", "input"])
+def test_images_and_labels_without_a_description_are_told_what_to_write(
+    place: Path, given: str, images: str, splits: str, expected: tuple[str, str]
+) -> None:
+    """The lines that are shown are a data.yaml of that data set, with as many classes as its labels have."""
+    folder = place / "input/pets"
+    make(folder, splits=splits, images=images).unlink()
+    for number, split in enumerate(splits.split()):
+        labels = folder / "/".join(part.replace("images", "labels") for part in images.format(split).split("/"))
+        labels.mkdir(parents=True)
+        (labels / "0.txt").write_text("0 .5 .5 .1 .1\n\n2 .5 .5 .1 .1\n" if number == 0 else "")
+        (labels / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError) as caught:
+        find.resolve(given if given == "auto" else str(place / given))
+    error = caught.value
+    assert error.message == f"'{folder}' holds images and labels, but no data.yaml that names their 3 classes."
+    first, *lines = error.hint.splitlines()
+    target = place / "working/pets.yaml"
+    assert first == f"Write one, with their names, into '{target}', and give data={target}:"
+    target.write_text("\n".join(lines))
+    found = find.resolve(str(target))
+    assert found.names == ("class_0", "class_1", "class_2")
+    assert (found.values["train"], found.values["val"]) == tuple(str(folder / path) for path in expected)
+
+
+def test_images_alone_and_a_model_that_classifies_are_told_nothing_of_it(place: Path) -> None:
+    """There is nothing that a data.yaml could describe."""
+    make(place / "input/pets").unlink()
+    assert "No YOLO data set was found" in refused("auto")
+    assert "neither a data.yaml nor" in refused(place / "input/pets")
+    (place / "input/pets/labels").mkdir()
+    inputs.forget()
+    with pytest.raises(DataError, match="No YOLO data set was found"):
+        find.resolve("auto", classify=True)
+    assert "that names their 1 class." in refused_lines("auto")
 
 
 # --- classification
