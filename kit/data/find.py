@@ -110,7 +110,9 @@ def _unpacked(name: str, folder: Path, classify: bool | None) -> DataSet:
     try:
         return replace(resolve(str(folder), classify), source=Path(name))
     except DataError as error:
-        raise DataError(str(error).replace(str(folder), name.partition("?")[0])) from error
+        text, lines = error.message.replace(str(folder), name.partition("?")[0]), error.hint.splitlines()[2:]
+        advice = ["Put one there, with their names, before it is packed:", *lines]
+        raise DataError(text, "\n".join(advice) if lines else "") from error
 
 
 def _find_attached(classify: bool | None) -> Path:

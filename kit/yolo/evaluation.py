@@ -154,7 +154,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
 
 
 def _contents(dataset: DataSet, run: Config, task: str) -> Any:
-    """Return a data set's fingerprint, wherever it is; its name where Ultralytics downloads it."""
+    """Return a data set's fingerprint, wherever it is; its name where it cannot be looked at."""
     report = scan.look(dataset, task, run.train)
     return report.fingerprint or str(dataset.source)
 

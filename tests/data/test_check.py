@@ -422,13 +422,6 @@ def test_split_that_is_asked_for_is_what_is_looked_at(place: Path) -> None:
     assert check(folder, split="test").splits["val"].images == 3
 
 
-def test_data_set_that_is_still_to_be_fetched_is_not_looked_at(place: Path) -> None:
-    """Ultralytics' own, whose images are not here yet."""
-    report = check(Path("coco8.yaml"))
-    assert (report.splits, report.warnings, report.errors) == ({}, [], [])
-    assert report.describe().endswith("(detect, 80 classes)")
-
-
 def test_linked_folders_are_listed_as_ultralytics_lists_them(place: Path) -> None:
     """Each as often as it is linked, hidden ones not at all; a circle is walked once."""
     folder = make(place / "set")

@@ -691,6 +691,16 @@ def test_images_and_labels_without_a_description_are_told_what_to_write(
     assert (found.values["train"], found.values["val"]) == tuple(str(folder / path) for path in expected)
 
 
+def test_folder_that_is_empty_or_without_labels_is_not_offered(place: Path) -> None:
+    """The next one that would do is."""
+    folder = place / "input/pets"
+    make(folder, splits="train test val", images="{}/images").unlink()
+    for split in ("train", "test", "valid"):
+        (folder / split / "labels").mkdir(parents=True)
+    (folder / "valid/images").mkdir()
+    assert "\n  train: train/images\n  val: test/images\n" in refused_lines("auto")
+
+
 def test_images_alone_and_a_model_that_classifies_are_told_nothing_of_it(place: Path) -> None:
     """There is nothing that a data.yaml could describe."""
     make(place / "input/pets").unlink()

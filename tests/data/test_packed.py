@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kit.data import find, packed
 from kit.errors import DataError, StorageError
@@ -251,6 +252,20 @@ def test_what_an_archive_lacks_is_said_of_the_archive(place: Path) -> None:
     """And not of the folder in scratch."""
     path = pack(place, names=None)
     assert refused(path).startswith(f"'{path}/set/data.yaml' must list the classes")
+
+
+def test_archive_without_a_data_yaml_is_told_its_lines(place: Path) -> None:
+    """Without a path: they belong beside the images, and scratch is gone with the session."""
+    path = pack(place, name="input/set")
+    folder = packed.unpack(path)
+    (folder / "set/data.yaml").unlink()
+    for split in ("train", "val"):
+        (folder / f"set/labels/{split}").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"^'{path}/set' holds images and labels") as caught:
+        find.resolve(str(path))
+    assert str(place / "scratch") not in str(caught.value)
+    lines = "\n".join(caught.value.hint.splitlines()[1:])
+    assert yaml.safe_load(lines) == {"train": "images/train", "val": "images/val", "names": ["class_0"]}
 
 
 def test_archive_in_an_archive_is_not_unpacked(place: Path) -> None:
