@@ -102,7 +102,7 @@ def _count(path: Path, given: Any) -> int | None:
             return None if given is None else int(float(given))
     except (TypeError, ValueError, OverflowError):
         pass
-    raise DataError(f"'{path}' says `nc: {given}`, which is no number of classes: correct it, or leave it out.")
+    raise DataError(f"'{path}' says `nc: {given}`, which is no number of classes.", "Correct it, or leave it out.")
 
 
 def _number(key: Any) -> Any:

@@ -6,7 +6,7 @@ The description goes to scratch, with absolute paths; the data set itself is nev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +15,10 @@ from typing import Any
 import yaml
 
 from kit.config import Config
-from kit.data import description, offer, packed, shapes, shipped
+from kit.data import description, offer, packed, search, shapes, shipped
 from kit.errors import DataError
 from kit.kaggle import inputs, session
-from kit.kaggle.inputs import VALIDATION, Place
 from kit.store import disk
-
-LISTED = 20  # data sets that a message lists
-
-Found = dict[Path, Hashable]  # path -> what lies there, equal for two descriptions of the same; None where it is broken
 
 
 @dataclass(frozen=True)
@@ -110,18 +105,17 @@ def _unpacked(name: str, folder: Path, classify: bool | None) -> DataSet:
     try:
         return replace(resolve(str(folder), classify), source=Path(name))
     except DataError as error:
-        text, lines = error.message.replace(str(folder), name.partition("?")[0]), error.hint.splitlines()[2:]
-        advice = ["Put one there, with their names, before it is packed:", *lines]
-        raise DataError(text, "\n".join(advice) if lines else "") from error
+        said = (text.replace(str(folder), name.partition("?")[0]) for text in (error.message, error.hint))
+        raise DataError(*said) from error
 
 
 def _find_attached(classify: bool | None) -> Path:
     root = session.inputs()
-    described, classified = _search(inputs.attached())
+    described, classified = search.look(inputs.attached())
     found, others = (classified, described) if classify else (described, classified)
-    if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
+    if path := search.choose(root, found) or (search.choose(root, others) if classify is None else None):
         return path
-    if not others and (path := _choose(root, _archives(inputs.attached()))):
+    if not others and (path := search.choose(root, search.archives(inputs.attached()))):
         return path
     if not (classify or others) and (error := offer.missing(inputs.attached())):
         raise error
@@ -143,98 +137,17 @@ def _find_within(folder: Path, classify: bool | None) -> Path:
         if own.is_file():
             return own
     places = list(inputs.walk(folder))
-    described, classified = _search(places)
+    described, classified = search.look(places)
     first, second = (classified, described) if classify else (described, classified)
-    if path := _choose(folder, first) or _choose(folder, second):
+    if path := search.choose(folder, first) or search.choose(folder, second):
         return path
-    if not folder.is_relative_to(packed.folder()) and (path := _choose(folder, _archives(places))):
+    if not folder.is_relative_to(packed.folder()) and (path := search.choose(folder, search.archives(places))):
         return path
-    if not classify and (error := offer.missing(places)):
+    if not classify and (error := offer.missing(places, folder.is_relative_to(packed.folder()))):
         raise error
     if (folder / "train").is_dir():
         return folder
     raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train'.", "Check data=...")
-
-
-def _choose(root: Path, found: Found) -> Path | None:
-    """Return the one data set of those found; a broken one, to say what it lacks, where there is no other.
-
-    Raises:
-        DataError: There are several.
-    """
-    whole: dict[Hashable, Path] = {}
-    for path in sorted(found, key=lambda path: (f"'{path.parent.resolve()}/" not in repr(found[path]), path)):
-        if found[path]:
-            whole.setdefault(found[path], path)  # the one that lies with its images, not a copy of it
-    paths = sorted(whole.values()) or sorted(found)
-    if len(paths) < 2:
-        return paths[0] if paths else None
-    if not whole:
-        raise DataError(
-            f"{len(paths)} descriptions of data sets lie under '{root}', but none of them is whole, for example "
-            f"'{paths[0]}'.",
-            "Give data=PATH for one of them, to be told what it lacks.",
-        )
-    lines = [f"  data={path}" for path in paths[:LISTED]]
-    if len(paths) > LISTED:
-        lines.append(f"  … and {len(paths) - LISTED} more")
-    raise DataError(f"{len(paths)} data sets lie under '{root}'.", "\n".join(["Choose one of them:", *lines]))
-
-
-def _search(places: Iterable[Place]) -> tuple[Found, Found]:
-    """Look for descriptions, and for folders of images by class."""
-    described: Found = {}
-    classified: Found = {}
-    done: list[Path] = []
-    for folder, folders, files in places:
-        if any(folder.is_relative_to(each) for each in done):
-            continue
-        if "args.yaml" in files:  # what an earlier training left: a data.yaml in it is a copy
-            done.append(folder)
-            continue
-        for file in files:
-            if file.lower().endswith((".yaml", ".yml")) and _describes(folder / file):
-                described[folder / file] = _content(folder / file)
-        if "train" in folders and (names := _classes(folder / "train")):
-            classified[folder] = None if {*VALIDATION}.isdisjoint(folders) else (str(folder), names)
-            done.append(folder)
-    return described, classified
-
-
-def _archives(places: Iterable[Place]) -> Found:
-    """Return the archives that may hold a data set: Kaggle unpacks most, not all."""
-    files = (place.folder / name for place in places for name in place.files)
-    held = (path for path in files if packed.is_archive(path) and packed.holds_images(path, description.is_image))
-    return {path: str(path) for path in held}
-
-
-def _describes(path: Path) -> bool:
-    """Tell a description from the many other files of its format; what is named data.yaml may be a broken one."""
-    if path.stem == "data":
-        return True
-    try:
-        if not path.is_file() or path.stat().st_size > description.LARGEST:
-            return False
-        text = description.text_of(path)
-        values = description.parse(text) if "train" in text and ("names" in text or "nc" in text) else None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
-        return False
-    return isinstance(values, dict) and "train" in values and not {"names", "nc"}.isdisjoint(values)
-
-
-def _content(path: Path) -> Hashable:
-    try:
-        values, names = description.understand(path)
-    except (DataError, OSError):
-        return None
-    return tuple(str(values.get(name)) for name in ("train", "val", "kpt_shape")), names
-
-
-def _classes(train: Path) -> tuple[str, ...]:
-    """Return the classes of a folder of a classification set; none where it is something else."""
-    names = description.class_folders(train)
-    labelled = not {"images", "labels"}.isdisjoint(names)
-    return () if labelled or not any(description.has_image(train / name) for name in names) else names
 
 
 def _detection(path: Path, roots: Iterable[Path] = (), source: Path | None = None) -> DataSet:
@@ -267,6 +180,6 @@ def _shipped(path: Path, name: str) -> DataSet:
     if shipped.address_of(values):
         return DataSet(path, description.classes(path, values), Path(name), values)
     raise DataError(
-        f"The images of '{name}' are not here, and Ultralytics fetches them by a script, which is not run: attach them "
-        f"in a folder named '{values['path']}', which holds '{values['train']}' and '{values['val']}'."
+        f"The images of '{name}' are not here, and Ultralytics fetches them by a script, which is not run.",
+        f"Attach them in a folder named '{values['path']}', which holds '{values['train']}' and '{values['val']}'.",
     )

@@ -18,15 +18,21 @@ from kit.kaggle.inputs import VALIDATION, Place
 READ = 10_000  # label files
 
 
-def missing(places: Iterable[Place]) -> DataError | None:
-    """Return the error that no file describes the images and labels that lie in one of these folders, if any do."""
+def missing(places: Iterable[Place], is_packed: bool = False) -> DataError | None:
+    """Return the error that no file describes the images and labels that lie in one of these folders, if any do.
+
+    Args:
+        places: The folders.
+        is_packed: They lie in an archive, where the file belongs too.
+    """
     for folder, folders, _ in places:
         if splits := _splits(folder, folders):
             target = session.working() / f"{folder.name}.yaml"
             names = [f"class_{number}" for number in range(_classes(folder, splits))]
-            values = {"path": str(folder), **splits, "names": names}
+            values = {**({} if is_packed else {"path": str(folder)}), **splits, "names": names}
             text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
             advice = f"Write one, with their names, into '{target}', and give data={target}:"
+            advice = "Put one there, with their names, before it is packed:" if is_packed else advice
             return DataError(
                 f"'{folder}' holds images and labels, but no data.yaml that names their {count(len(names), 'class')}.",
                 "\n  ".join([advice, *text.splitlines()]),

@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from urllib.request import urlopen
 
-from kit.errors import DataError, StorageError
+from kit.errors import DataError
 from kit.kaggle import session
 from kit.store import disk
 from kit.store.lock import Lock
-from kit.store.refusal import FULL, explain
+from kit.store.refusal import FULL, refused
 
 ENDS = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".rar", ".7z")
 END = 1 << 20  # bytes read at either end of an archive
@@ -188,7 +188,9 @@ def _unpack_tar(path: Path, place: Path) -> None:
 def _download(address: str, path: Path) -> None:
     shown = address.partition("?")[0]  # a query may hold a key
     if not address.lower().startswith(("http://", "https://")):
-        raise DataError(f"'{shown}' is no address of the web (https://...): download it, and give its path as data=...")
+        raise DataError(
+            f"'{shown}' is no address of the web (https://...).", "Download it, and give its path as data=..."
+        )
     try:
         with urlopen(address, timeout=ANSWER_S) as answer:  # noqa: S310  # of the web, see above
             size = int(answer.headers.get("Content-Length") or 0)
@@ -200,7 +202,8 @@ def _download(address: str, path: Path) -> None:
     except (OSError, ValueError) as error:  # an address that is none
         text = str(getattr(error, "reason", "") or error)
         raise DataError(
-            f"'{shown}' cannot be downloaded: {text}. Switch the internet on, or attach the data set and give its path."
+            f"'{shown}' cannot be downloaded: {text}.",
+            "Switch the internet on, or attach the data set and give its path.",
         ) from error
 
 
@@ -210,7 +213,7 @@ def _explained(name: str | Path) -> Iterator[None]:
         yield
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            raise StorageError(f"'{name}' cannot be unpacked: {explain(error)}.", full=True) from error
+            raise refused(f"'{name}' cannot be unpacked", error) from error
         text = " ".join(str(error).split()).rstrip(".") or "it is damaged"
         advice = "Unpack it where it was made, or pack it anew."
-        raise DataError(f"The archive '{name}' cannot be unpacked: {text}. {advice}") from error
+        raise DataError(f"The archive '{name}' cannot be unpacked: {text}.", advice) from error

@@ -73,9 +73,10 @@ def _read(dataset: DataSet, split: str) -> dict[str, Any]:
         data: dict[str, Any] = check_det_dataset(str(dataset.path), autodownload=False)
     except Exception as error:
         text = " ".join(str(error).replace(str(dataset.path), str(dataset.source)).split())
-        raise DataError(f"The data set cannot be used: {text}. Check data=...") from error
+        raise DataError(f"The data set cannot be used: {text}.", "Check data=...") from error
     if not data.get(split):
         raise DataError(
-            f"'{dataset.source}' has no images for split={split}: name their folder as '{split}:', or leave out split=."
+            f"'{dataset.source}' has no images for split={split}.",
+            f"Name their folder as '{split}:', or leave out split=.",
         )
     return data

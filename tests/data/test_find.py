@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kit.data import description, find
+from kit.data import description, find, search
 from kit.errors import DataError
 from kit.kaggle import inputs, session
 from kit.yolo.settings import load
@@ -402,7 +402,7 @@ def test_data_set_that_ultralytics_downloads_from_an_archive_is_known(place: Pat
 def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path, name: str) -> None:
     """Its script is not run, not even Ultralytics' own; the message says what to attach."""
     make(place / "input/another", train="images/train", val="images/val")
-    assert f"attach them in a folder named '{name.removesuffix('.yaml')}', which holds " in refused(name)
+    assert f"Attach them in a folder named '{name.removesuffix('.yaml')}', which holds " in refused(name)
 
 
 @pytest.mark.parametrize(
@@ -519,12 +519,12 @@ def test_two_descriptions_of_one_folder_are_two_data_sets(place: Path) -> None:
 
 def test_long_list_of_data_sets_is_cut(place: Path) -> None:
     """With how many more there are."""
-    for number in range(find.LISTED + 3):
+    for number in range(search.LISTED + 3):
         yolo(place / f"input/{number:02d}")
     with pytest.raises(DataError) as caught:
         find.resolve("auto")
     lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + find.LISTED + 1
+    assert len(lines) == 1 + search.LISTED + 1
     assert lines[-1] == "  … and 3 more"
 
 

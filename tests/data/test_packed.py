@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -164,6 +165,20 @@ def test_archive_that_there_is_no_room_for_is_refused_before(
         find.resolve(str(path))
     assert unpacked(place) == []
     assert written == [] or (form, content) == ("tgz", bytes)
+
+
+def test_disk_that_fills_up_while_unpacking_is_said_as_such(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take the room; the archive is good."""
+    path = pack(place)
+
+    def extract(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
+    with pytest.raises(StorageError, match=f"^'{path}' cannot be unpacked: the disk is full.") as caught:
+        find.resolve(str(path))
+    assert caught.value.full
+    assert unpacked(place) == []
 
 
 class Tar:
