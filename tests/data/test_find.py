@@ -420,6 +420,8 @@ def test_images_of_a_data_set_that_ultralytics_ships_are_found(
     place: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     """Where Ultralytics looks, or attached under its name; the best model remembers where they are."""
+    from kit.yolo import setup
+
     monkeypatch.chdir(place / "working")
     make(place / "input/another", train="images/train", val="images/val")
     make(place / folder, splits="train val test").unlink()
@@ -430,6 +432,8 @@ def test_images_of_a_data_set_that_ultralytics_ships_are_found(
         assert values[split] == str(place / folder / "images" / split)
     assert values["path"] == str(place / folder)
     assert "download" not in values
+    known = "VisDrone.yaml" if folder == "working/VisDrone" else str(place / "copy.yaml")  # as Ultralytics finds it
+    assert setup.remembered(found, place / "copy.yaml") == known
 
 
 def test_attached_folder_of_the_very_name_is_taken_first(place: Path) -> None:
