@@ -154,8 +154,7 @@ class Listing:
     @staticmethod
     def glob(pattern: str, recursive: bool = True) -> list[str]:
         """List what lies below a folder; a link that leads back to a folder above it is not followed."""
-        found = below(pattern.removesuffix(f"{os.sep}**{os.sep}*.*"))
-        return [path for path, _ in found if "." in os.path.basename(path)]
+        return [path for path, _ in below(pattern.removesuffix(f"{os.sep}**{os.sep}*.*"))]
 
 
 class ReadOnlyDataset(YOLODataset):  # type: ignore[misc]

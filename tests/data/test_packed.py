@@ -340,6 +340,7 @@ def test_training_from_an_archive(place: Path) -> None:
     assert trained["epoch"] == 1
     found = find.resolve(archive)
     assert setup.remembered(found, place / "copy.yaml") == archive
+    assert setup.remembered(find.resolve("shapes"), place / "copy.yaml") == str(place / "copy.yaml")
 
 
 # --- on the web
