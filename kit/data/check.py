@@ -69,10 +69,10 @@ def look(
     single_cls: bool = False,
     classes: int | Sequence[int] | None = None,
 ) -> Report:
-    """Report on a data set; on its description alone where that has an error, or its images are still to be fetched.
+    """Report on a data set; on its description alone where that has an error.
 
     Args:
-        dataset: As `find.resolve` found it.
+        dataset: As `find.resolve` found it, with its images here.
         task: `detect`, `segment`, `pose`, `obb` or `classify`.
         scan: Scans the images of `train` and `val`.
         remember: A folder that keeps reports: files that have not changed are not read again.
@@ -80,7 +80,7 @@ def look(
         classes: The numbers of those that are used.
     """
     report = _start(dataset, task, single_cls)
-    if report.errors or dataset.values.get("download"):
+    if report.errors:
         return report
     scans = scan()
     images = {split: files.with_stamps(scan.listed) for split, scan in scans.items()}

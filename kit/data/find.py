@@ -6,24 +6,19 @@ The description goes to scratch, with absolute paths; the data set itself is nev
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kit.config import Config
-from kit.data import description, shapes
+from kit.data import description, offer, packed, search, shapes, shipped
 from kit.errors import DataError
 from kit.kaggle import inputs, session
-from kit.kaggle.inputs import VALIDATION, Place
 from kit.store import disk
-
-LISTED = 20  # data sets that a message lists
-
-Found = dict[Path, Hashable]  # path -> what lies there, equal for two descriptions of the same; None where it is broken
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class DataSet:
     Attributes:
         path: What to hand to Ultralytics: a `data.yaml` with absolute paths, or a classification set's folder.
         names: The classes, in the order of their numbers.
-        source: Where it was found: its own description, or its folder.
+        source: Where it was found: its own description, its folder, its archive, or the name that Ultralytics knows.
         values: The entries of the `data.yaml`; none of a classification set.
     """
 
@@ -48,39 +43,82 @@ class DataSet:
 
 
 def resolve(name: str, classify: bool | None = False) -> DataSet:
-    """Find a data set.
+    """Find a data set; what is packed is unpacked.
 
     Args:
         name: `shapes` (the embedded one), `auto` (the one that is attached under the input folder), a description
             (`data.yaml`, whatever its name), a folder that holds one at whatever depth, a classification set's folder,
-            or a name that Ultralytics knows (`coco8.yaml`).
+            an archive of one of these, its address on the web, or a name that Ultralytics knows (`coco8.yaml`).
         classify: The images are to lie in one folder per class; None where that is not known.
 
     Raises:
         DataError: It is missing or broken, or there are several.
     """
-    if name == "auto":
-        path = _find_attached(classify)
-    elif name == "shapes":
-        path = shapes.make(session.scratch() / "datasets" / "shapes")
-    else:
-        path = Path(name).expanduser().absolute()
-        if path.is_dir():
-            path = _find_within(path, classify)
+    if "://" in name:
+        return _unpacked(name, packed.fetch(name), classify)
+    path = _locate(name, classify)
+    if packed.is_archive(path):
+        return _unpacked(str(path), packed.unpack(path), classify)
     if path.is_dir():
         return _classification(path)
-    if not path.is_file() and (built_in := _built_in(name)):
-        values = description.read(built_in)
-        return DataSet(built_in, description.classes(built_in, values), Path(name), values)
+    if not path.is_file() and (built_in := shipped.description_of(name)):
+        return _shipped(built_in, name)
     return _detection(path)
+
+
+def check(name: str, classify: bool | None = False) -> None:
+    """Check that `resolve` will find a data set, as far as that can be told before anything is unpacked or downloaded.
+
+    It looks anew at what is attached: a notebook lives long.
+
+    Raises:
+        DataError: It is missing or broken, or there are several.
+    """
+    inputs.forget()
+    if not ("://" in name or packed.is_archive(_locate(name, classify))):
+        resolve(name, classify)
+
+
+def bring(dataset: DataSet) -> DataSet:
+    """Download the images of a data set that Ultralytics knows by name, where they are not here yet.
+
+    Raises:
+        DataError: They cannot be downloaded.
+        StorageError: There is no room.
+    """
+    if "download" not in dataset.values:
+        return dataset
+    folder = packed.fetch(shipped.address_of(dataset.values))
+    return _detection(dataset.path, [folder / str(dataset.values["path"]), folder], dataset.source)
+
+
+def _locate(name: str, classify: bool | None) -> Path:
+    if name == "auto":
+        return _find_attached(classify)
+    if name == "shapes":
+        return shapes.make(session.scratch() / "datasets" / "shapes")
+    path = Path(name).expanduser().absolute()
+    return _find_within(path, classify) if path.is_dir() else path
+
+
+def _unpacked(name: str, folder: Path, classify: bool | None) -> DataSet:
+    try:
+        return replace(resolve(str(folder), classify), source=Path(name))
+    except DataError as error:
+        said = (text.replace(str(folder), name.partition("?")[0]) for text in (error.message, error.hint))
+        raise DataError(*said) from error
 
 
 def _find_attached(classify: bool | None) -> Path:
     root = session.inputs()
-    described, classified = _search(inputs.attached())
+    described, classified = search.look(inputs.attached())
     found, others = (classified, described) if classify else (described, classified)
-    if path := _choose(root, found) or (_choose(root, others) if classify is None else None):
+    if path := search.choose(root, found) or (search.choose(root, others) if classify is None else None):
         return path
+    if not others and (path := search.choose(root, search.archives(inputs.attached()))):
+        return path
+    if not (classify or others) and (error := offer.missing(inputs.attached())):
+        raise error
     advice = "Attach one with «Add input», or give data=PATH."
     if other := next((path for path, content in others.items() if content), None):
         advice = f"'{other}' has one folder per class, which needs task=classify and a model for it (yolo11n-cls.pt)."
@@ -98,95 +136,26 @@ def _find_within(folder: Path, classify: bool | None) -> Path:
     for own in (folder / "data.yaml", folder / "data.yml"):
         if own.is_file():
             return own
-    described, classified = _search(inputs.walk(folder))
+    places = list(inputs.walk(folder))
+    described, classified = search.look(places)
     first, second = (classified, described) if classify else (described, classified)
-    if path := _choose(folder, first) or _choose(folder, second):
+    if path := search.choose(folder, first) or search.choose(folder, second):
         return path
+    if not folder.is_relative_to(packed.folder()) and (path := search.choose(folder, search.archives(places))):
+        return path
+    if not classify and (error := offer.missing(places, folder.is_relative_to(packed.folder()))):
+        raise error
     if (folder / "train").is_dir():
         return folder
     raise DataError(f"The folder '{folder}' holds neither a data.yaml nor a folder 'train'.", "Check data=...")
 
 
-def _choose(root: Path, found: Found) -> Path | None:
-    """Return the one data set of those found; a broken one, to say what it lacks, where there is no other.
-
-    Raises:
-        DataError: There are several.
-    """
-    whole: dict[Hashable, Path] = {}
-    for path in sorted(found, key=lambda path: (f"'{path.parent.resolve()}/" not in repr(found[path]), path)):
-        if found[path]:
-            whole.setdefault(found[path], path)  # the one that lies with its images, not a copy of it
-    paths = sorted(whole.values()) or sorted(found)
-    if len(paths) < 2:
-        return paths[0] if paths else None
-    if not whole:
-        raise DataError(
-            f"{len(paths)} descriptions of data sets lie under '{root}', but none of them is whole, for example "
-            f"'{paths[0]}'.",
-            "Give data=PATH for one of them, to be told what it lacks.",
-        )
-    lines = [f"  data={path}" for path in paths[:LISTED]]
-    if len(paths) > LISTED:
-        lines.append(f"  … and {len(paths) - LISTED} more")
-    raise DataError(f"{len(paths)} data sets lie under '{root}'.", "\n".join(["Choose one of them:", *lines]))
-
-
-def _search(places: Iterable[Place]) -> tuple[Found, Found]:
-    """Look for descriptions, and for folders of images by class."""
-    described: Found = {}
-    classified: Found = {}
-    done: list[Path] = []
-    for folder, folders, files in places:
-        if any(folder.is_relative_to(each) for each in done):
-            continue
-        if "args.yaml" in files:  # what an earlier training left: a data.yaml in it is a copy
-            done.append(folder)
-            continue
-        for file in files:
-            if file.lower().endswith((".yaml", ".yml")) and _describes(folder / file):
-                described[folder / file] = _content(folder / file)
-        if "train" in folders and (names := _classes(folder / "train")):
-            classified[folder] = None if {*VALIDATION}.isdisjoint(folders) else (str(folder), names)
-            done.append(folder)
-    return described, classified
-
-
-def _describes(path: Path) -> bool:
-    """Tell a description from the many other files of its format; what is named data.yaml may be a broken one."""
-    if path.stem == "data":
-        return True
-    try:
-        if not path.is_file() or path.stat().st_size > description.LARGEST:
-            return False
-        text = path.read_text(encoding="utf-8", errors="ignore")
-        values = yaml.safe_load(text) if "train" in text and ("names" in text or "nc" in text) else None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # a date that is none; a thousand brackets
-        return False
-    return isinstance(values, dict) and "train" in values and not {"names", "nc"}.isdisjoint(values)
-
-
-def _content(path: Path) -> Hashable:
-    try:
-        values, names = description.understand(path)
-    except (DataError, OSError):
-        return None
-    return tuple(str(values.get(name)) for name in ("train", "val", "kpt_shape")), names
-
-
-def _classes(train: Path) -> tuple[str, ...]:
-    """Return the classes of a folder of a classification set; none where it is something else."""
-    names = description.class_folders(train)
-    labelled = not {"images", "labels"}.isdisjoint(names)
-    return () if labelled or not any(description.has_image(train / name) for name in names) else names
-
-
-def _detection(path: Path) -> DataSet:
-    values, names = description.understand(path)
+def _detection(path: Path, roots: Iterable[Path] = (), source: Path | None = None) -> DataSet:
+    values, names = description.understand(path, roots)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
     folder = disk.make_folder(session.scratch() / "datasets" / hashlib.sha256(text).hexdigest()[:12])
     disk.publish(folder / "data.yaml", lambda file: file.write(text), durable=False)
-    return DataSet(folder / "data.yaml", names, path, values)
+    return DataSet(folder / "data.yaml", names, source or path, values)
 
 
 def _classification(path: Path) -> DataSet:
@@ -198,10 +167,19 @@ def _classification(path: Path) -> DataSet:
     return DataSet(path, names, path)
 
 
-def _built_in(name: str) -> Path | None:
-    """Return the description of a data set that Ultralytics ships and downloads from an archive."""
-    spec = importlib.util.find_spec("ultralytics")
-    if spec is None or spec.origin is None or Path(name).name != name:
-        return None
-    path = Path(spec.origin).parent / "cfg" / "datasets" / name
-    return path if path.is_file() and str(description.read(path).get("download", "")).startswith("http") else None
+def _shipped(path: Path, name: str) -> DataSet:
+    """Find the images of a data set that Ultralytics ships; those that it downloads as an archive may come later.
+
+    Raises:
+        DataError: They are not here, and no archive is known: its script is not run.
+    """
+    values = description.read(path)
+    for folder in shipped.folders(values):
+        with suppress(DataError):
+            return _detection(path, [folder], Path(name))
+    if shipped.address_of(values):
+        return DataSet(path, description.classes(path, values), Path(name), values)
+    raise DataError(
+        f"The images of '{name}' are not here, and Ultralytics fetches them by a script, which is not run.",
+        f"Attach them in a folder named '{values['path']}', which holds '{values['train']}' and '{values['val']}'.",
+    )

@@ -48,7 +48,7 @@ class Report:
         place: Its folder.
         task: What it was looked at for.
         names: The classes.
-        splits: `train` and `val`; none where it was not looked at, because it is still to be fetched or no such set.
+        splits: `train` and `val`; none where it was not looked at, because it is no such set.
         warnings: What will be left out or is doubtful, a sentence each.
         errors: What cannot be trained on, a sentence each.
         settings: Those of the `data.yaml` that training depends on, as text.

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from kit.kaggle import session
 
-KEPT = (".pt", ".yaml", ".yml", ".zip", ".tar", ".tgz", ".gz", ".whl")  # ends of the names that are asked for
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".rar", ".7z")
+KEPT = (".pt", ".yaml", ".yml", ".whl", *PACKED)  # ends of the names that are asked for
 VALIDATION = ("val", "validation", "valid", "test")  # folders of a classification set, in the order of Ultralytics
 
 

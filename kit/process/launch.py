@@ -63,7 +63,7 @@ def run(
         InputError: Something given cannot be used; nothing was started or written.
     """
     config = load(path, words)
-    find.resolve(str(config.get("data")), config.classifies)
+    find.check(str(config.get("data")), config.classifies)
     if resume not in ("auto", "never") and not Path(resume).expanduser().is_file():
         raise CheckpointError(f"The checkpoint '{resume}' does not exist.", "Check --resume.")
     folder = config.run_folder

@@ -85,7 +85,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     try:
         stats = validator(model=model)
     except FileNotFoundError as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).replace(str(dataset.path), str(dataset.source)).split())
         raise DataError(f"The best model cannot be measured: {text}.", "Check data=...") from error
     picture = cv2.imread(str(folder / "val_batch0_pred.jpg"))
     if picture is not None:
@@ -127,7 +127,7 @@ def _find_data(config: Config, run: Config, architecture: dict[str, Any]) -> Dat
             problems.append(str(error))
             continue
         if dataset.trained(run) == architecture["names"]:
-            return dataset
+            return find.bring(dataset)
         problems.append(f"The data set '{name}' has other classes than the run.")
     raise DataError(f"The best model cannot be measured. {' '.join(problems)}", "Give data=PATH of the run's data set.")
 
@@ -154,7 +154,7 @@ def _arguments(config: Config, run: Config, state: dict[str, Any], dataset: Data
 
 
 def _contents(dataset: DataSet, run: Config, task: str) -> Any:
-    """Return a data set's fingerprint, wherever it is; its name where Ultralytics downloads it."""
+    """Return a data set's fingerprint, wherever it is; its name where it cannot be looked at."""
     report = scan.look(dataset, task, run.train)
     return report.fingerprint or str(dataset.source)
 

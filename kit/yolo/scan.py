@@ -16,6 +16,7 @@ from kit.data import check, description
 from kit.data.check import Scan
 from kit.data.find import DataSet
 from kit.data.report import Report
+from kit.errors import DataError
 from kit.kaggle import session
 from kit.yolo.setup import make_samples
 
@@ -52,11 +53,30 @@ def _scan(dataset: DataSet, task: str, settings: dict[str, Any]) -> dict[str, Sc
             "names": names,
         }
     else:
-        data = check_det_dataset(str(dataset.path), autodownload=False)
-    scans = {split: Scan() for split in ("train", "val")}
+        data = _read(dataset, args.split)
+    scans, places = {split: Scan() for split in ("train", "val")}, data | {"val": data.get(args.split) or data["val"]}
     for split, scan in scans.items():
         try:
-            make_samples(args, data, STRIDE, data[split], split, 1, scan)
+            make_samples(args, data, STRIDE, places[split], split, 1, scan)
         except (FileNotFoundError, ValueError, RuntimeError, AssertionError) as error:
             scan.error = " ".join(str(error).split())
     return scans
+
+
+def _read(dataset: DataSet, split: str) -> dict[str, Any]:
+    """Return a description as Ultralytics reads it.
+
+    Raises:
+        DataError: Something in it is missing or broken.
+    """
+    try:
+        data: dict[str, Any] = check_det_dataset(str(dataset.path), autodownload=False)
+    except Exception as error:
+        text = " ".join(str(error).replace(str(dataset.path), str(dataset.source)).split())
+        raise DataError(f"The data set cannot be used: {text}.", "Check data=...") from error
+    if not data.get(split):
+        raise DataError(
+            f"'{dataset.source}' has no images for split={split}.",
+            f"Name their folder as '{split}:', or leave out split=.",
+        )
+    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -140,7 +141,7 @@ class Setup(Trainer):
         return loader
 
     def get_dataset(self) -> Any:
-        """Read the data set's description; the first process of a machine downloads the data where it has to be.
+        """Read the data set's description, one process of a machine at a time.
 
         Raises:
             DataError: Ultralytics found it broken.
@@ -218,13 +219,14 @@ def remembered(dataset: DataSet, copy: Path) -> str:
         dataset: The data set.
         copy: The run's copy of its description, for where Ultralytics does not find the same images by the set's own.
     """
-    if dataset.path.is_dir() or dataset.source.name == str(dataset.source):  # a name that Ultralytics knows
-        return str(dataset.source)
-    found = {}
-    if not dataset.source.is_relative_to(session.scratch()):
+    scratch, found, values = session.scratch(), {}, dataset.values
+    fetched = values and _images(values["train"])[0].is_relative_to(scratch.resolve())
+    if dataset.path.is_dir() or (fetched and not dataset.source.is_relative_to(scratch)):  # a name, or what is packed
+        return re.sub("^(https?:/)(?!/)", r"\1/", str(dataset.source))
+    if not dataset.source.is_relative_to(scratch):
         with suppress(Exception):  # it may be wrong in any way
             found = check_det_dataset(str(dataset.source), autodownload=False)
-    same = all(_images(found.get(split)) == _images(dataset.values[split]) for split in ("train", "val"))
+    same = all(_images(found.get(split)) == _images(values[split]) for split in ("train", "val"))
     return str(dataset.source if same else copy)
 
 

@@ -22,7 +22,7 @@ from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from kit.config import Config
-from kit.data.find import DataSet
+from kit.data.find import DataSet, bring
 from kit.errors import ConfigError, DataError, DiedError, Stopped, StorageError
 from kit.kaggle import deaths, gpu, inputs, session
 from kit.parallel.ranks import ALONE, Ranks
@@ -134,6 +134,8 @@ def train(
         if run is None:
             return
         warnings.tell(run.status.warn)
+        dataset = bring(dataset)
+        overrides["data"] = str(dataset.path)
         if chosen.type == "cuda" and not config.get("deterministic"):
             run.not_exact("Not exact: deterministic=False lets a GPU add up in any order")
         if world.local_rank == 0:

@@ -7,6 +7,7 @@ version. Below it, each private name has a public one here, and each patch a con
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ from ultralytics.data.utils import load_dataset_cache_file
 from ultralytics.nn.tasks import _SafeLoad
 from ultralytics.utils.patches import imread
 
+from kit.data.description import below
 from kit.data.files import THREADS, looks_whole
 
 IGNORED = ": ignoring corrupt image/label: "  # between a path and the reason, in what the scan says
@@ -144,6 +146,17 @@ class OwnLoop(Upstream):
         raise NotImplementedError
 
 
+class Listing:
+    """What Ultralytics uses of the module `glob` to list images: `glob(escape(FOLDER)/**/*.*)`."""
+
+    escape = staticmethod(str)
+
+    @staticmethod
+    def glob(pattern: str, recursive: bool = True) -> list[str]:
+        """List what lies below a folder; a link that leads back to a folder above it is not followed."""
+        return [path for path, _ in below(pattern.removesuffix(f"{os.sep}**{os.sep}*.*"))]
+
+
 class ReadOnlyDataset(YOLODataset):  # type: ignore[misc]
     """Ultralytics' data set, which finds its label cache where `cache_file` says and writes nothing beside the data."""
 
@@ -152,12 +165,13 @@ class ReadOnlyDataset(YOLODataset):  # type: ignore[misc]
         raise NotImplementedError
 
     def get_img_files(self, img_path: Any) -> list[str]:
-        """List the images, without the reading of some of them that Ultralytics times."""
-        look, base.check_file_speeds = base.check_file_speeds, lambda files, threshold_ms=0, threshold_mb=0, **_: None
+        """List the images, without links in circles, and without the reading of some that Ultralytics times."""
+        before = base.check_file_speeds, base.glob
+        base.check_file_speeds, base.glob = (lambda files, threshold_ms=0, threshold_mb=0, **_: None), Listing
         try:
             files: list[str] = super().get_img_files(img_path)
         finally:
-            base.check_file_speeds = look
+            base.check_file_speeds, base.glob = before
         return files
 
     augment: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import glob
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ import cv2
 import pytest
 import yaml
 
-from kit.data import check as datacheck, find, report as datareport
+from kit.data import check as datacheck, description, find, report as datareport
 from kit.data.report import Report
+from kit.errors import DataError
 from kit.kaggle import session
 from kit.yolo import scan
 from tests.data.test_files import picture
@@ -395,11 +397,47 @@ def test_data_set_of_another_kind_is_an_error(place: Path, kind: str, task: str)
     only(check(folder, task).errors, f"The task '{task}' needs ", str(folder))
 
 
-def test_data_set_that_is_still_to_be_fetched_is_not_looked_at(place: Path) -> None:
-    """Ultralytics' own, whose images are not here yet."""
-    report = check(Path("coco8.yaml"))
-    assert (report.splits, report.warnings, report.errors) == ({}, [], [])
-    assert report.describe().endswith("(detect, 80 classes)")
+@pytest.mark.parametrize("values", [{"kpt_shape": "[2, 3]"}, {"flip_idx": 1}])
+def test_what_ultralytics_refuses_is_said_of_the_users_own_file(place: Path, values: dict[str, Any]) -> None:
+    """And not of the description in scratch."""
+    folder = make(place / "set", **values)
+    with pytest.raises(DataError, match=f"{folder}/data.yaml '{next(iter(values))}' must be list, not") as caught:
+        check(folder)
+    assert str(place / "scratch") not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{}, {"test": "images/none"}])
+def test_split_that_is_missing_is_said_of_the_users_own_file(place: Path, values: dict[str, Any]) -> None:
+    """`split=test` validates on images that many data sets have not."""
+    folder = make(place / "set", **values)
+    with pytest.raises(DataError, match=f"^'{folder}/data.yaml' has no images for split=test. "):
+        check(folder, split="test")
+
+
+def test_split_that_is_asked_for_is_what_is_looked_at(place: Path) -> None:
+    """Its images are those of the validation."""
+    folder = make(place / "set", test="images/test")
+    for number in range(3):
+        picture(folder / f"images/test/{number}.png", seed=number)
+    assert check(folder, split="test").splits["val"].images == 3
+
+
+def test_linked_folders_are_listed_as_ultralytics_lists_them(place: Path) -> None:
+    """Each as often as it is linked, hidden ones not at all; a circle is walked once."""
+    folder = make(place / "set")
+    images = folder / "images/train"
+    for name in ("other", "other/deep.er", ".hidden"):
+        picture(images / name / "9.png", seed=len(name))
+    for name in ("one", "two"):
+        (images / name).symlink_to(images / "other")
+    (images / "8.png").symlink_to(images / "0.png")
+    expected = sorted(glob.glob(f"{images}/**/*.png", recursive=True))
+    for name in ("circle", "round"):
+        (images / "other" / name).symlink_to(images)
+    scanned = check(folder)
+    assert len(expected) == 4 + 1 + 3 * 2
+    assert (scanned.errors, scanned.splits["train"].images) == ([], len(expected))
+    assert sorted(path for path, _ in description.below(str(images)) if path.endswith(".png")) == expected
 
 
 # --- what has changed
@@ -566,13 +604,13 @@ def test_change_of_the_descriptions_settings_is_said(
 
 
 def test_what_either_side_does_not_know_is_not_compared(place: Path) -> None:
-    """A checkpoint of an earlier version, and a data set that is still to be fetched."""
+    """A checkpoint of an earlier version, and a data set that could not be looked at."""
     folder = make(place / "set")
     old = check(folder).fingerprint
     for path in ("images/train/9.png", "images/val/0.png"):
         replace(folder, path)
     new = check(folder).fingerprint
-    assert check(Path("coco8.yaml")).fingerprint == {}
+    assert check(folder, "classify").fingerprint == {}
     assert datareport.changed(old, {}) == datareport.changed({}, new) == datareport.changed({}, {}) == []
     known = {"train": {}, "val": {"images": old["val"]["images"]}, "test": {"list": "of a later version"}}
     assert datareport.changed(known, new) == ["the validation images"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kit.data import description, find
+from kit.data import description, find, search
 from kit.errors import DataError
-from kit.kaggle import session
+from kit.kaggle import inputs, session
 from kit.yolo.settings import load
 
 NAMES = {0: "cat", 1: "dog"}
@@ -46,6 +46,12 @@ def refused(name: object) -> str:
         find.resolve(str(name))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def refused_lines(name: str) -> str:
+    with pytest.raises(DataError) as caught:
+        find.resolve(name)
     return str(caught.value)
 
 
@@ -239,7 +245,8 @@ def test_classes_are_a_list_a_numbered_mapping_or_a_number(
         {"names": {1: "cat", 2: "dog"}},
         {"names": {"a": "cat"}},
         {"names": None, "nc": 0},
-        {"names": None, "nc": "two"},
+        {"names": None, "nc": None},
+        {"names": {0: "cat", "0": "dog"}},
     ],
 )
 def test_classes_that_are_not_numbered_from_0_are_refused(place: Path, values: dict[str, Any]) -> None:
@@ -251,6 +258,66 @@ def test_classes_that_are_not_numbered_from_0_are_refused(place: Path, values: d
 def test_number_of_classes_that_contradicts_their_names_is_refused(place: Path) -> None:
     """`nc: 3` with two names is a mistake in one of the two."""
     refused(make(place / "input/set", train="images/train", val="images/val", nc=3))
+
+
+@pytest.mark.parametrize("count", ["two", 1.5, "1.5", [2], float("inf")])
+@pytest.mark.parametrize("names", [None, NAMES])
+def test_number_of_classes_that_is_none_is_refused(place: Path, names: Any, count: Any) -> None:
+    """With the user's own file and the value."""
+    path = make(place / "input/set", train="images/train", val="images/val", names=names, nc=count)
+    assert f"'{path}' says `nc: {count}`, which is no number of classes" in refused(path)
+
+
+SPLITS = "train: images/train\nval: images/val\n"
+LIST = f"{SPLITS}names: [cat, dog]\n"
+JSON = '{"train": "images/train", "val": "images/val", "names": {"0": "cat", "1": "dog"}}'
+FORMS = {
+    "numbers as texts": f"{SPLITS}names:\n  '0': cat\n  '1': dog\n",
+    "numbers of both kinds": f"{SPLITS}names:\n  '1': dog\n  0: cat\n",
+    "JSON": JSON,
+    "JSON with tabs": JSON.replace(", ", ",\n\t"),
+    "nc as text": f"{LIST}nc: '2'\n",
+    "nc with a point": f"{LIST}nc: '2.0'\n",
+    "nc empty": f"{LIST}nc:\n",
+    "bell": LIST.replace("dog", "d\aog"),
+    "zeros": f"\0\0{LIST}",
+    "control character of Windows": LIST.replace("dog", "do\x92g"),
+    "mark": b"\xef\xbb\xbf" + LIST.encode(),
+    "UTF-16": LIST.encode("utf-16"),
+    "UTF-16, the other way": b"\xfe\xff" + LIST.encode("utf-16-be"),
+    "UTF-16 without a mark": LIST.encode("utf-16-le"),
+    "UTF-32": LIST.encode("utf-32"),
+    "another encoding": LIST.replace("dog", "d\xf6og").encode("latin-1"),
+    "lines of Windows": LIST.replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("content", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize("name", ["data.yaml", "pets.yaml"])
+def test_every_form_that_ultralytics_reads_is_read(place: Path, name: str, content: str | bytes) -> None:
+    """Given or attached; what is handed on is plain."""
+    path = make(place / "input/set").with_name(name)
+    path.with_name("data.yaml").unlink()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for given in (str(path), "auto"):
+        found = find.resolve(given)
+        assert found.names == ("cat", "dog")
+        values = yaml.safe_load(found.path.read_text())
+        assert (values["names"], "nc" in values) == (["cat", "dog"], False)
+        assert values["train"] == str(place / "input/set/images/train")
+
+
+def test_number_of_classes_may_be_a_text(place: Path) -> None:
+    """Where the names are left out."""
+    path = make(place / "input/set", train="images/train", val="images/val", names=None, nc="2")
+    assert find.resolve(str(path)).names == ("class_0", "class_1")
+
+
+def test_letters_of_utf_16_are_kept(place: Path) -> None:
+    """Ultralytics drops them."""
+    path = make(place / "input/set")
+    path.write_bytes(LIST.replace("dog", "größer").encode("utf-16"))
+    assert find.resolve(str(path)).names == ("cat", "größer")
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "train: [1\n", "just text"])
@@ -298,16 +365,97 @@ def test_missing_file_is_refused(place: Path) -> None:
     assert "data=" in message
 
 
+# --- where Ultralytics looks
+
+
+@pytest.mark.parametrize("where", [".", "datasets", "chosen"])
+def test_relative_path_is_seen_from_where_ultralytics_sees_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The current folder, and the folder of data sets that its settings name."""
+    monkeypatch.chdir(place / "working")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(place / "home"))
+    if where == "chosen":
+        (place / "home/Ultralytics").mkdir(parents=True)
+        (place / "home/Ultralytics/settings.json").write_text(f'{{"datasets_dir": "{place}/working/chosen"}}')
+    make(place / "working" / where / "pets")
+    make(place / "input/set")  # images beside the description are not what it means
+    path = make(place / "input/set", splits="", path="pets", train="images/train", val="images/val")
+    assert resolved(path)["train"] == str(place / "working" / where / "pets/images/train")
+
+
+def test_images_that_are_not_there_are_said_with_the_path_that_was_read(place: Path) -> None:
+    """It may be what is wrong."""
+    path = make(place / "input/set", path="../pets", train="images/none", val="images/val")
+    assert f"(seen from its `path: ../pets` and '{path.parent}')" in refused(path)
+
+
 def test_data_set_that_ultralytics_downloads_from_an_archive_is_known(place: Path) -> None:
     """Its description is the shipped one, whose `download:` is an address and no script."""
-    found = find.resolve("coco8.yaml")
-    assert found.path.name == "coco8.yaml"
-    assert (len(found.names), found.names[0]) == (80, "person")
+    for name in ("coco8.yaml", "coco8"):
+        found = find.resolve(name)
+        assert found.path.name == "coco8.yaml"
+        assert (len(found.names), found.names[0], str(found.source)) == (80, "person", name)
 
 
-def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path) -> None:
-    """A description whose `download:` is code is not taken, not even from Ultralytics."""
-    refused("SKU-110K.yaml")
+@pytest.mark.parametrize("name", ["SKU-110K.yaml", "VisDrone.yaml", "coco.yaml", "VOC.yaml"])
+def test_data_set_that_ultralytics_downloads_by_a_script_is_refused(place: Path, name: str) -> None:
+    """Its script is not run, not even Ultralytics' own; the message says what to attach."""
+    make(place / "input/another", train="images/train", val="images/val")
+    assert f"Attach them in a folder named '{name.removesuffix('.yaml')}', which holds " in refused(name)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "working/VisDrone",
+        "working/datasets/VisDrone",
+        "input/VisDrone",
+        "input/visdrone",
+        "input/datasets/somebody/the-visdrone-2019/export",
+        "input/x/VisDrone2019-DET",
+    ],
+)
+def test_images_of_a_data_set_that_ultralytics_ships_are_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """Where Ultralytics looks, or attached under its name; the best model remembers where they are."""
+    from kit.yolo import setup
+
+    monkeypatch.chdir(place / "working")
+    make(place / "input/another", train="images/train", val="images/val")
+    make(place / folder, splits="train val test").unlink()
+    found = find.resolve("VisDrone.yaml")
+    assert (found.names[0], found.source) == ("pedestrian", Path("VisDrone.yaml"))
+    values = yaml.safe_load(found.path.read_text())
+    for split in ("train", "val", "test"):
+        assert values[split] == str(place / folder / "images" / split)
+    assert values["path"] == str(place / folder)
+    assert "download" not in values
+    known = "VisDrone.yaml" if folder == "working/VisDrone" else str(place / "copy.yaml")  # as Ultralytics finds it
+    assert setup.remembered(found, place / "copy.yaml") == known
+
+
+def test_attached_folder_of_the_very_name_is_taken_first(place: Path) -> None:
+    """What only begins so may be another one."""
+    for name in ("a/coco8-pose", "b/c/coco8", "coco8-seg"):
+        make(place / "input" / name).unlink()
+    assert find.resolve("coco8.yaml").values["path"] == str(place / "input/b/c/coco8")
+
+
+def test_data_set_of_lists_and_one_of_several_folders_are_found(place: Path) -> None:
+    """As COCO's and VOC's descriptions have them."""
+    for split in ("train2017", "val2017"):
+        make(place / "input/coco-2017/coco", splits=split)
+        (place / f"input/coco-2017/coco/{split}.txt").write_text(f"./images/{split}/0.jpg\n")
+    make(place / "input/voc", splits="train2007 train2012 val2007 val2012 test2007")
+    assert find.resolve("coco.yaml").values["val"] == str(place / "input/coco-2017/coco/val2017.txt")
+    assert [Path(folder).name for folder in find.resolve("VOC").values["train"]] == [
+        "train2012",
+        "train2007",
+        "val2012",
+        "val2007",
+    ]
 
 
 # --- auto
@@ -341,6 +489,14 @@ def test_nothing_attached_is_refused_with_what_to_do(place: Path) -> None:
     assert "data=shapes" in message
 
 
+def test_data_set_that_is_attached_after_a_failed_start_is_found(place: Path) -> None:
+    """The notebook's process is still the same."""
+    with pytest.raises(DataError, match="No YOLO data set was found"):
+        find.check("auto")
+    yolo(place / "input/set")
+    find.check("auto")
+
+
 def several(*paths: Path, classify: bool = False) -> None:
     """Resolve `auto`, which must list these data sets, one per line."""
     with pytest.raises(DataError) as caught:
@@ -367,12 +523,12 @@ def test_two_descriptions_of_one_folder_are_two_data_sets(place: Path) -> None:
 
 def test_long_list_of_data_sets_is_cut(place: Path) -> None:
     """With how many more there are."""
-    for number in range(find.LISTED + 3):
+    for number in range(search.LISTED + 3):
         yolo(place / f"input/{number:02d}")
     with pytest.raises(DataError) as caught:
         find.resolve("auto")
     lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + find.LISTED + 1
+    assert len(lines) == 1 + search.LISTED + 1
     assert lines[-1] == "  … and 3 more"
 
 
@@ -454,6 +610,22 @@ def test_several_broken_descriptions_are_told_from_none(place: Path) -> None:
     assert "Give data=PATH" in message
 
 
+def test_linked_folders_hold_images_and_links_in_circles_end(place: Path) -> None:
+    """As in Ultralytics, where a circle is listed 41 times over."""
+    real = make(place / "elsewhere/set", splits="a b", images="{}").parent
+    path = make(place / "input/set", splits="", train="train", val="val")
+    for split, name in (("train", "a"), ("val", "b")):
+        (path.parent / split).mkdir()
+        (path.parent / split / "more").symlink_to(real / name)
+        (path.parent / split / "0.txt").symlink_to(path)
+    for name in ("again", "once-more"):
+        (path.parent / "train" / name).symlink_to(path.parent)
+    (path.parent / "train/self").symlink_to("self")
+    assert resolved(path)["train"] == str(path.parent / "train")
+    (real / "a/0.jpg").unlink()
+    assert "names 'train' for 'train', where there are no images" in refused(path)
+
+
 def test_search_does_not_go_through_the_images(place: Path) -> None:
     """A description that lies among them is not looked for: 100,000 images would have to be listed."""
     yolo(place / "input/set")
@@ -481,6 +653,68 @@ def test_image_formats_are_those_of_ultralytics() -> None:
     from ultralytics.data.utils import IMG_FORMATS
 
     assert {f".{kind}" for kind in IMG_FORMATS} == description.IMAGES
+
+
+# --- images and labels without a description
+
+
+@pytest.mark.parametrize(
+    ("images", "splits", "expected"),
+    [
+        ("images/{}", "train val", ("images/train", "images/val")),
+        ("images/{}", "train2017 val2017 test2017", ("images/train2017", "images/val2017")),
+        ("{}/images", "train valid test", ("train/images", "valid/images")),
+        ("{}/images", "train test", ("train/images", "test/images")),
+        ("{}/images", "train", ("train/images", "train/images")),
+        ("images", ".", ("images", "images")),
+        ("images/{}", "part-1 part-2", ("images", "images")),
+    ],
+)
+@pytest.mark.parametrize("given", ["auto", "input/pets", "input"])
+def test_images_and_labels_without_a_description_are_told_what_to_write(
+    place: Path, given: str, images: str, splits: str, expected: tuple[str, str]
+) -> None:
+    """The lines that are shown are a data.yaml of that data set, with as many classes as its labels have."""
+    folder = place / "input/pets"
+    make(folder, splits=splits, images=images).unlink()
+    for number, split in enumerate(splits.split()):
+        labels = folder / "/".join(part.replace("images", "labels") for part in images.format(split).split("/"))
+        labels.mkdir(parents=True)
+        (labels / "0.txt").write_text("0 .5 .5 .1 .1\n\n2 .5 .5 .1 .1\n" if number == 0 else "")
+        (labels / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError) as caught:
+        find.resolve(given if given == "auto" else str(place / given))
+    error = caught.value
+    assert error.message == f"'{folder}' holds images and labels, but no data.yaml that names their 3 classes."
+    first, *lines = error.hint.splitlines()
+    target = place / "working/pets.yaml"
+    assert first == f"Write one, with their names, into '{target}', and give data={target}:"
+    target.write_text("\n".join(lines))
+    found = find.resolve(str(target))
+    assert found.names == ("class_0", "class_1", "class_2")
+    assert (found.values["train"], found.values["val"]) == tuple(str(folder / path) for path in expected)
+
+
+def test_folder_that_is_empty_or_without_labels_is_not_offered(place: Path) -> None:
+    """The next one that would do is."""
+    folder = place / "input/pets"
+    make(folder, splits="train test val", images="{}/images").unlink()
+    for split in ("train", "test", "valid"):
+        (folder / split / "labels").mkdir(parents=True)
+    (folder / "valid/images").mkdir()
+    assert "\n  train: train/images\n  val: test/images\n" in refused_lines("auto")
+
+
+def test_images_alone_and_a_model_that_classifies_are_told_nothing_of_it(place: Path) -> None:
+    """There is nothing that a data.yaml could describe."""
+    make(place / "input/pets").unlink()
+    assert "No YOLO data set was found" in refused("auto")
+    assert "neither a data.yaml nor" in refused(place / "input/pets")
+    (place / "input/pets/labels").mkdir()
+    inputs.forget()
+    with pytest.raises(DataError, match="No YOLO data set was found"):
+        find.resolve("auto", classify=True)
+    assert "that names their 1 class." in refused_lines("auto")
 
 
 # --- classification

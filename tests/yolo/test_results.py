@@ -220,7 +220,7 @@ def test_data_set_without_the_split_of_the_run_is_one_sentence(place: Path) -> N
     evaluation.evaluate(checked)
     assert "4 test images" in results.render(checked.run_folder)[1]
     Path(values["data"]).write_text(plain)
-    with pytest.raises(DataError, match=r"^The best model cannot be measured: .*'test:' images not found"):
+    with pytest.raises(DataError, match=f"^The best model cannot be measured: {values['data']} 'test:' images not"):
         evaluation.evaluate(checked)
 
 

@@ -62,6 +62,12 @@ def test_what_is_patched_or_called_has_the_parameters_that_it_had(
     assert parameters(function) == expected
 
 
+def test_images_are_listed_by_one_call_of_glob() -> None:
+    """`Listing` stands in for it."""
+    calls = re.findall(r"\bglob\.\w+\(.*\)", inspect.getsource(base))
+    assert calls == ['glob.glob(str(Path(glob.escape(p)) / "**" / "*.*"), recursive=True)']
+
+
 def test_loader_of_ultralytics_asks_for_its_iterator_and_ends_it_as_it_did() -> None:
     """`Workers` stands in for that iterator, and `EpochOrder` for the batch sampler."""
     source = inspect.getsource(InfiniteDataLoader)
