@@ -74,9 +74,8 @@ def run(
                 f"{name}={file} lies in the run folder, which a fresh start sets aside.",
                 "Choose another folder with kit.run=runs/other.",
             )
-        if (
-            name != "data" and file.exists() and not (file.is_file() or file.is_dir())
-        ):  # to open a pipe waits for who writes into it
+        special = file.exists() and not (file.is_file() or file.is_dir())
+        if name != "data" and special:  # to open a pipe waits for who writes into it
             raise ModelError(f"The model '{file}' is no plain file.", f"Check {name}=...")
     said: deque[str] = deque(maxlen=100)  # the log may go with its folder
 
@@ -86,7 +85,7 @@ def run(
 
     if resume != "never":
         disk.refuse_foreign(folder)
-    elif RunFolder(folder).foreign() and (old := disk.quarantine_run(folder)):  # before anything is written into it
+    elif config.files.foreign() and (old := disk.quarantine_run(folder)):  # before anything is written into it
         tell(f"The old run was moved to {old}\n")
     new = not folder.exists()
     made = os.stat(disk.make_folder(folder))
