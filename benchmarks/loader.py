@@ -56,10 +56,10 @@ def kit_loader(folder: Path, workers: int, epochs: int) -> Any:
     from ultralytics.data import build_dataloader
 
     from kit.run.order import EpochOrder
-    from kit.yolo.samples import LabelledSamples
+    from kit.yolo.samples import LabelledDataset
 
     hyp = get_cfg()
-    dataset = LabelledSamples(
+    dataset = LabelledDataset(
         img_path=str(folder / "images"), imgsz=640, batch_size=16, augment=True, hyp=hyp, data=DATA, task="detect"
     )
     loader = build_dataloader(dataset, 16, workers, device="cpu")

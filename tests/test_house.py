@@ -119,11 +119,11 @@ def test_only_upstream_knows_the_private_names_of_ultralytics() -> None:
     from ultralytics.data.build import InfiniteDataLoader
 
     from kit.yolo.mosaic import LazyMosaic
-    from kit.yolo.samples import ClassifiedSamples, LabelledSamples
+    from kit.yolo.samples import ClassifiedDataset, LabelledDataset
     from kit.yolo.tasks import STOCK
 
     private: set[str] = set()
-    bases = [*STOCK.values(), *LabelledSamples.__mro__, *ClassifiedSamples.__mro__, InfiniteDataLoader, LazyMosaic]
+    bases = [*STOCK.values(), *LabelledDataset.__mro__, *ClassifiedDataset.__mro__, InfiniteDataLoader, LazyMosaic]
     for base in {
         base for kind in bases for base in kind.__mro__ if base.__module__.startswith(("ultralytics", "torch"))
     }:

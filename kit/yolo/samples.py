@@ -37,7 +37,7 @@ RULES = 2  # of the scan: raise it whenever it would keep other images of the sa
 EMPTY = {"has_uint32": 0, "uinteger": 0}  # no half-used draw
 
 
-class PureSamples:
+class DeterministicDataset:
     """Mixin over a map-style data set: `dataset[Sample(epoch, position)]` is the same in any process, at any time."""
 
     order: EpochOrder
@@ -87,7 +87,7 @@ def plain_files(items: list[T], path: Callable[[T], str]) -> list[T]:
     return [item for item, drop in zip(items, special, strict=True) if not drop]
 
 
-class LabelledSamples(PureSamples, ReadOnlyDataset):
+class LabelledDataset(DeterministicDataset, ReadOnlyDataset):
     """Images with boxes, masks, keypoints or rotated boxes."""
 
     images: ImageCache | None = None
@@ -198,7 +198,7 @@ class LabelledSamples(PureSamples, ReadOnlyDataset):
             self._albumentations.seed = value
 
 
-class ClassifiedSamples(PureSamples, ClassificationDataset):  # type: ignore[misc]
+class ClassifiedDataset(DeterministicDataset, ClassificationDataset):  # type: ignore[misc]
     """Images in one folder per class."""
 
     samples: list[Any]

@@ -26,7 +26,7 @@ from kit.kaggle import deaths, session
 from kit.parallel.ranks import one_at_a_time
 from kit.run.order import EpochOrder
 from kit.yolo import models, upstream
-from kit.yolo.samples import ClassifiedSamples, LabelledSamples
+from kit.yolo.samples import ClassifiedDataset, LabelledDataset
 from kit.yolo.trainer import Trainer
 from kit.yolo.workers import Workers
 
@@ -136,7 +136,7 @@ class Setup(Trainer):
             files = getattr(dataset, "im_files", None) or [sample[0] for sample in dataset.samples]
             self.data_hash = data_hash(files, dataset_path)
             dataset.close_mosaic_epoch = self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
-            if isinstance(dataset, LabelledSamples):
+            if isinstance(dataset, LabelledDataset):
                 dataset.share_images(loader.num_workers)
         return loader
 
@@ -175,7 +175,7 @@ def make_samples(
     """
     training = mode == "train"
     if args.task == "classify":
-        return ClassifiedSamples(
+        return ClassifiedDataset(
             img_path,
             args,
             scan,
@@ -184,7 +184,7 @@ def make_samples(
             names=data["names"],
         )
     fraction = get_split_fraction(args.fraction, "train" if training else args.split)
-    return LabelledSamples(
+    return LabelledDataset(
         img_path=img_path,
         imgsz=args.imgsz,
         batch_size=batch,

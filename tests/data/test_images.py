@@ -19,7 +19,7 @@ from kit.data.images import ImageCache, cache_for
 from kit.kaggle import machine, session
 from kit.run import order as randomness
 from kit.run.order import EpochOrder, Sample
-from kit.yolo.samples import LabelledSamples
+from kit.yolo.samples import LabelledDataset
 from tests.help import training
 
 DATA = {"names": {0: "circle", 1: "square", 2: "triangle"}, "nc": 3, "channels": 3}
@@ -40,9 +40,9 @@ def arguments(folder: Path, task: str = "detect", **hyp: Any) -> dict[str, Any]:
     }
 
 
-def samples(folder: Path, task: str = "detect", shared: bool = True, **hyp: Any) -> LabelledSamples:
+def samples(folder: Path, task: str = "detect", shared: bool = True, **hyp: Any) -> LabelledDataset:
     """Build the kit's data set over 12 drawn images."""
-    dataset = LabelledSamples(**arguments(folder, task, **hyp))
+    dataset = LabelledDataset(**arguments(folder, task, **hyp))
     dataset.order = EpochOrder(len(dataset), 4, 3, seed=5)
     if shared:
         dataset.share_images(workers=2)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.errors import Stopped
-from kit.yolo.samples import LabelledSamples
+from kit.yolo.samples import LabelledDataset
 from tests.help import training
 from tests.help.training import STEPS, Killed, differences, kill_at, rows, stop_at
 
@@ -35,15 +35,15 @@ def test_longer_run_enters_the_schedule_of_its_new_length(place: Path, capsys: p
 def test_mosaic_closes_before_the_changed_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed for the last epoch of 2, open again in a longer run, and closed for the last of 4."""
     closed: list[int] = []
-    own = LabelledSamples.__getitem__
+    own = LabelledDataset.__getitem__
 
-    def item(self: LabelledSamples, key: Any) -> Any:
+    def item(self: LabelledDataset, key: Any) -> Any:
         sample = own(self, key)
         if self._closed and hasattr(key, "epoch") and key.epoch not in closed:
             closed.append(key.epoch)
         return sample
 
-    monkeypatch.setattr(LabelledSamples, "__getitem__", item)
+    monkeypatch.setattr(LabelledDataset, "__getitem__", item)
     values = training.settings(place, epochs=2, close_mosaic=1)
     training.train(values)
     assert closed == [1]

@@ -19,7 +19,7 @@ from ultralytics.utils import LOGGER, colorstr
 
 from kit.errors import Stopped
 from kit.yolo.logger import SEEN_TO, listening
-from kit.yolo.samples import LabelledSamples
+from kit.yolo.samples import LabelledDataset
 from tests.help import training
 from tests.help.training import acting, differences, stop_at
 
@@ -155,14 +155,14 @@ def test_warning_of_a_loader_worker_does_not_touch_the_status(
 ) -> None:
     """It is another process: with its copy of the status it would write an older one over that of training."""
     untouched = training.train(training.settings(place, **{"kit.run": "runs/untouched"}))
-    load = LabelledSamples.load_image
+    load = LabelledDataset.load_image
 
     def warns(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.utils.data.get_worker_info():
             LOGGER.warning("from a worker")
         return load(self, *args, **kwargs)
 
-    monkeypatch.setattr(LabelledSamples, "load_image", warns)
+    monkeypatch.setattr(LabelledDataset, "load_image", warns)
     assert differences(untouched, training.train(training.settings(place, workers=2))) == []
     assert told(place) == []
     assert "from a worker" not in capfd.readouterr().out

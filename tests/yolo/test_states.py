@@ -17,7 +17,7 @@ from kit.run import order
 from kit.run.order import EpochOrder
 from kit.store import checkpoint
 from kit.yolo.loop import Resumable
-from kit.yolo.samples import LabelledSamples, PureSamples
+from kit.yolo.samples import DeterministicDataset, LabelledDataset
 from tests.help import pretrained, training
 from tests.help.training import differences, rows, stop_at
 
@@ -166,8 +166,8 @@ def test_state_left_out_of_the_checkpoint_changes_the_end(
 
 
 def unseeded_samples(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PureSamples, "_seed", lambda self, value: None)
-    patch.setattr(LabelledSamples, "_seed", lambda self, value: None)
+    patch.setattr(DeterministicDataset, "_seed", lambda self, value: None)
+    patch.setattr(LabelledDataset, "_seed", lambda self, value: None)
 
 
 def unseeded_batches(patch: pytest.MonkeyPatch) -> None:
@@ -189,15 +189,15 @@ def order_of_the_first_epoch(patch: pytest.MonkeyPatch) -> None:
 
 def partners_of_the_worker(patch: pytest.MonkeyPatch) -> None:
     """Stock's buffer: what this process happened to load."""
-    own = LabelledSamples._index_of
+    own = LabelledDataset._index_of
 
-    def turn_to(self: LabelledSamples, key: Any) -> int:
+    def turn_to(self: LabelledDataset, key: Any) -> int:
         kept = getattr(self, "kept", [])
         item = own(self, key)
         self.kept = self.buffer = [*kept, item]
         return item
 
-    patch.setattr(LabelledSamples, "_index_of", turn_to)
+    patch.setattr(LabelledDataset, "_index_of", turn_to)
 
 
 def loader_from_the_start(patch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def unseeded_numpy(patch: pytest.MonkeyPatch) -> None:
 
 def mosaic_open_again(patch: pytest.MonkeyPatch) -> None:
     """The flag is a local variable of stock's loop: a resume in the last epochs opens mosaic again."""
-    patch.setattr(LabelledSamples, "close_mosaic", lambda self, hyp: None)
+    patch.setattr(LabelledDataset, "close_mosaic", lambda self, hyp: None)
 
 
 @pytest.mark.parametrize(

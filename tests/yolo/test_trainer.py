@@ -15,7 +15,7 @@ from kit.kaggle import session
 from kit.run import status
 from kit.store import checkpoint, disk
 from kit.yolo import models
-from kit.yolo.samples import LabelledSamples
+from kit.yolo.samples import LabelledDataset
 from tests.help import training
 from tests.help.training import BATCHES, STEPS, Killed, differences, kill_at, rows, stop_at
 from tests.yolo.test_parity import build
@@ -77,13 +77,13 @@ def test_going_to_a_late_batch_costs_no_replay(place: Path, monkeypatch: pytest.
     with pytest.raises(Stopped):
         training.train(values, stop_at(10))
     made: list[int] = []
-    own = LabelledSamples.__getitem__
+    own = LabelledDataset.__getitem__
 
-    def item(self: LabelledSamples, key: Any) -> Any:
+    def item(self: LabelledDataset, key: Any) -> Any:
         made.extend([key.position] if hasattr(key, "position") else [])
         return own(self, key)
 
-    monkeypatch.setattr(LabelledSamples, "__getitem__", item)
+    monkeypatch.setattr(LabelledDataset, "__getitem__", item)
     training.train(values)
     assert made == [10, 11]
 
