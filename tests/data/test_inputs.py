@@ -136,7 +136,8 @@ def test_run_folder_has_the_description_that_was_used(place: Path) -> None:
 def test_description_that_cannot_be_copied_does_not_stop_training(place: Path) -> None:
     """It is there to be read by people; a full disk does not end a run."""
     values, _ = attach(place)
-    (place / "working/runs/train/data.yaml").mkdir(parents=True)
+    for name in ("checkpoints", "data.yaml"):
+        (place / "working/runs/train" / name).mkdir(parents=True)
     assert training.train(values)["epoch"] == 1
 
 
