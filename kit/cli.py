@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         for option in ("--config", "--resume"):
             added.add_argument(option)
         added.add_argument("--ended", type=Path)
-        added.add_argument("--restarted", action="append", default=[])
+        added.add_argument("--notices", type=json.loads, default=[])
         added.add_argument("settings", nargs="*")
     for name, function, text in (
         ("status", _status, "Say how a run is getting on."),
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _worker(options: argparse.Namespace) -> int:
     config = load(options.config, options.settings)
-    return worker.main(config, options.resume, options.ended, options.restarted)
+    return worker.main(config, options.resume, options.ended, options.notices)
 
 
 def _backups(options: argparse.Namespace) -> int:

@@ -16,10 +16,10 @@ KitError                    exit code 1
 ├── CrashError              1: an exception that the kit does not raise, or a process that ended without a word
 └── Stopped                 75: stopped before the end, with a good latest.pt
 
-A message says what, the value, and the next step, which may be given as a `hint`; they are shown together. The
-command line prints them without a traceback; a notebook's box is in `kit.dashboard.errors`. From one process to another
-an error travels as `to_dict()`, in a file that the launcher names and in `status.json`; `from_dict` makes it the same
-exception again.
+A message says what happened, with the value, and the `hint` what to do next; they are shown together, and nothing is
+recognised by their words. The command line prints them without a traceback; a notebook's box is in
+`kit.dashboard.errors`. From one process to another an error travels as `to_dict()`, in a file that the launcher names
+and in `status.json`; `from_dict` makes it the same exception again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class KitError(Exception):
     Attributes:
         kind: The stable name of the class, for other processes and the dashboard.
         exit_code: What `python -m kit train` returns for it.
-        message: What happened.
-        hint: What to do next, as a sentence; empty where the message says it.
+        message: What happened, as a sentence.
+        hint: What to do next, as a sentence; empty where nothing is known.
         details: The end of the log, where the message alone does not explain it.
         shown: A notebook has shown it as a box.
     """

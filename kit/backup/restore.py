@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.backup.manifests import Manifest, order, position
+from kit.backup.reporter import Reporter
 from kit.backup.secrets import denied, describe, limit, missing, patiently, refused
 from kit.backup.stores import Store
 from kit.backup.upload import read_news
@@ -47,10 +48,10 @@ class Restore:
         self,
         config: Config,
         opened: Callable[[str], Store],
-        say: Callable[[str], None],
+        report: Reporter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.config, self.opened, self.say, self.sleep = config, opened, say, sleep
+        self.config, self.opened, self.report, self.sleep = config, opened, report, sleep
         assert config.restored_folder is not None
         self.address, self.folder = str(config.kit.backup), config.restored_folder
         self.required = config.kit.backup_required
@@ -69,7 +70,7 @@ class Restore:
         if manifests is None:
             return
         for name in sorted(self.store.odd):
-            self.say(f"WARNING: '{name}' is no manifest of a backup, and is left out.")
+            self.report.warn(f"'{name}' is no manifest of a backup, and is left out.")
         found = self._choose(manifests)
         if not self.store.shared and resume != "never":
             self._compare(manifests, found)
@@ -89,11 +90,13 @@ class Restore:
         address, end = self.address, session.deadline(self.config.kit.session_hours)
         left = WAIT_S if self.required else SHORT_WAIT_S
         left = left if end is None else max(min(left, end - time.time() - LOOK_S), 0.0)
-        late = f"{address} did not answer within {LOOK_S} s."
-        late = f"error: {late} {WITHOUT}" if self.required else f"WARNING: {late} {LOCAL}"
+
+        def late() -> int:
+            text = f"{address} did not answer within {LOOK_S} s."
+            return self.report.fail(KitError(text, WITHOUT)) if self.required else self.report.warn(f"{text} {LOCAL}")
 
         def ask() -> list[Manifest]:
-            with limit(LOOK_S, self.say, late, int(self.required)):
+            with limit(LOOK_S, late):
                 self.store = self.opened(address)
                 self.store.check()
                 manifests = self.store.manifests(self.here["run_id"] if self.here else None)
@@ -103,7 +106,8 @@ class Restore:
                 return manifests
 
         def waiting(error: str) -> None:
-            self.say(f"WARNING: {address} cannot be asked: {error} It is tried for {left:.0f} s; a stop ends that.")
+            text = f"{address} cannot be asked: {error} It is tried for {left:.0f} s; a stop ends that."
+            self.report.say(f"WARNING: {text}")
 
         try:
             return patiently(ask, left, waiting, lambda error, calls: refused(error), self.sleep)
@@ -116,7 +120,7 @@ class Restore:
             text = f"{address} cannot be reached: {describe(error)}"
             if self.required:
                 raise KitError(text, WITHOUT) from error
-            self.say(f"WARNING: {text} {LOCAL}")
+            self.report.warn(f"{text} {LOCAL}")
             return None
 
     def _choose(self, manifests: list[Manifest]) -> list[Manifest]:
@@ -159,11 +163,11 @@ class Restore:
         new, old = (folder.with_name(f"{name}.{os.getpid()}{end}{disk.TEMPORARY}") for end in ("", ".old"))
         lost = "Run again, or start anew with --resume never."
         problem: Exception
-        late = f"error: It could not be fetched from {self.address} within {FETCH_S} s. {lost}"
-        with limit(FETCH_S, self.say, late, 1):
+        late = KitError(f"It could not be fetched from {self.address} within {FETCH_S} s.", lost)
+        with limit(FETCH_S, lambda: self.report.fail(late)):
             for names, each in itertools.product(((LATEST, BEST), (LATEST,)), found):  # a best.pt may be gone for good
                 size = sum(entry["size"] for name, entry in each["files"].items() if name in names)
-                self.say(f"Found backup: {self.address} ({position(each)}): fetching {size / 1e6:.0f} MB")
+                self.report.say(f"Found backup: {self.address} ({position(each)}): fetching {size / 1e6:.0f} MB")
                 try:
                     disk.make_room(disk.make_folder(new), size)
                     for name in each["files"].keys() & set(names):
@@ -181,11 +185,11 @@ class Restore:
                 finally:
                     for leftover in (new, old):
                         disk.remove(leftover)
-                self.say(f"WARNING: {problem}")
+                self.report.warn(str(problem))
         text = f"It could not be fetched from {self.address}: {describe(problem)}"
         if not self.here or (self.required and not isinstance(problem, (DamagedError, StorageError))):
             raise KitError(text, lost) from problem
-        self.say(f"WARNING: {text} {LOCAL}")
+        self.report.warn(f"{text} {LOCAL}")
 
     def _download(self, manifest: Manifest, name: str, folder: Path) -> None:
         """Download a file of a backup; it is damaged where it is not what was uploaded, however often it is fetched."""
@@ -202,7 +206,7 @@ class Restore:
                 raise DamagedError(f"{of} is not what was uploaded, its checksum differs.")
 
         def waiting(error: str) -> None:
-            self.say(f"WARNING: It could not be fetched: {error} It is tried again; a stop ends that.")
+            self.report.say(f"WARNING: It could not be fetched: {error} It is tried again; a stop ends that.")
 
         def hopeless(error: Exception, calls: int) -> bool:
             return isinstance(error, DamagedError) and calls >= TRIES

@@ -97,9 +97,9 @@ def patiently(
 
 
 @contextlib.contextmanager
-def limit(seconds: int, say: Callable[[str], None], line: str, code: int) -> Iterator[None]:
+def limit(seconds: int, give_up: Callable[[], int]) -> Iterator[None]:
     """End the process after some time, whatever a client is in the middle of; it may catch any exception."""
-    signal.signal(signal.SIGALRM, leave(say, line, code))
+    signal.signal(signal.SIGALRM, leave(give_up))
     signal.alarm(seconds)
     try:
         yield
@@ -107,12 +107,11 @@ def limit(seconds: int, say: Callable[[str], None], line: str, code: int) -> Ite
         signal.alarm(0)
 
 
-def leave(say: Callable[[str], None], line: str, code: int) -> Callable[[int, object], None]:
-    """Return a signal handler that says a line and ends the process at once."""
+def leave(give_up: Callable[[], int]) -> Callable[[int, object], None]:
+    """Return a signal handler that ends the process at once, with the exit code that `give_up` returns."""
 
     def handler(number: int, frame: object) -> None:
-        say(line)
-        os._exit(code)
+        os._exit(give_up())
 
     return handler
 

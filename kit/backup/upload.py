@@ -201,9 +201,9 @@ def read_news(folder: Path) -> dict[str, Any]:
 
 
 def report(folder: Path) -> str:
-    """Say in one line what is backed up, and where; empty where nothing is."""
+    """Say what is backed up and where, and why the last upload failed; empty where there is nothing to say."""
     news = read_news(folder)
     safe = f"In {news['address']}: {' and '.join(news['files'])} ({position(news)})." if "step" in news else ""
     if news.get("waits"):
         safe = f"{safe} Uploaded, and not yet read back: {news['waits']}.".lstrip()
-    return f"WARNING: The last backup failed: {news['problem']} {safe}" if news.get("problem") else safe
+    return f"The last backup failed: {news['problem']} {safe}".rstrip() if news.get("problem") else safe

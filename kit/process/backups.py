@@ -20,19 +20,21 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
 from kit.backup.pins import remove_leftovers
+from kit.backup.reporter import Reporter
 from kit.backup.restore import Restore
 from kit.backup.secrets import describe, leave
 from kit.backup.stores import open_store
-from kit.backup.upload import Backup, report
+from kit.backup.upload import Backup, read_news, report
 from kit.config import Config
-from kit.errors import KitError
+from kit.errors import KitError, Stopped
 from kit.kaggle import deaths, machine, session
 from kit.process.children import POLL_S, Log
-from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
+from kit.process.parent import ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending, write_notice
 
 FETCH, KEEP = "fetch", "keep"
 LOOK_S = 1.0  # between two looks for a new checkpoint
@@ -50,7 +52,7 @@ def time_left(config: Config) -> float:
 
 
 def main(task: str, config: Config, resume: str, ended: Path) -> int:
-    """Fetch or keep backups in this process; `ended` takes an exception, for the launcher.
+    """Fetch or keep backups in this process; `ended` takes an exception, and warnings beside it, for the launcher.
 
     Returns:
         0, or what `kit train` has to exit with.
@@ -62,31 +64,34 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(line, file=out)
 
+    reporter = Reporter(say, partial(write_notice, ended), partial(write_ending, ended))
+
+    def stopped() -> int:
+        say("Stopped before training began.")
+        return Stopped.exit_code
+
     def ask(number: int, frame: object) -> None:
         stop.append(number)
         if number == ORPHANED:
             signal.alarm(ORPHAN_S)
 
     for number in (signal.SIGINT, signal.SIGTERM, ORPHANED):
-        signal.signal(number, ask if task == KEEP else leave(say, "Stopped before training began.", 75))
+        signal.signal(number, ask if task == KEEP else leave(stopped))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # held back by the launcher until here
     tie_to_parent(int(os.environ[PARENT]), ORPHANED)
     for stream in (1, 2):  # the clients' progress bars, and whatever they print of a request
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     try:
         if task == FETCH:
-            Restore(config, open_store, say).fetch(resume)
+            Restore(config, open_store, reporter).fetch(resume)
         else:
             _keep(config, resume, stop, say)
-    except KitError as error:
-        say(f"error: {error}")
-        write_ending(ended, error)
-        return error.exit_code
     except Exception as error:  # in a client or here
-        problem, required = KitError(f"There are no backups: {describe(error)}"), config.kit.backup_required
-        say(f"{'error' if required and task == FETCH else 'WARNING'}: {problem}")
-        write_ending(ended, problem)
-        return int(required)
+        known = isinstance(error, KitError)
+        problem = error if isinstance(error, KitError) else KitError(f"There are no backups: {describe(error)}")
+        if task == FETCH and (known or config.kit.backup_required):
+            return reporter.fail(problem)
+        return reporter.warn(problem.message, problem.hint)
     return 0
 
 
@@ -105,7 +110,7 @@ def _keep(config: Config, resume: str, stop: list[int], say: Callable[[str], Non
     while not backup.step(last=True) and (backup.waits or pauses) and time.monotonic() < give_up:
         time.sleep(READY_PAUSE_S if backup.waits else pauses.pop(0))
     if line := report(config.run_folder):
-        say(line)
+        say(f"WARNING: {line}" if read_news(config.run_folder).get("problem") else line)
 
 
 class Keeper:
@@ -132,7 +137,7 @@ class Keeper:
         if not self._said:
             self._said = True
             what, advice = deaths.explain("The process that keeps backups", code, self._kills)
-            self._log.say(f"WARNING: {what} It is started again. {advice}".rstrip())
+            self._log.warn(f"{what} It is started again.", advice)
         return True
 
     def watch(self) -> None:
@@ -159,10 +164,10 @@ class Keeper:
                 break
         self._log.show()
         if code is None:
-            self._log.say(f"WARNING: The last backup was cut off. {report(self._config.run_folder)}")
+            self._log.warn("The last backup was cut off.", report(self._config.run_folder))
         elif code < 0:
             what, _ = deaths.explain("The process that makes the last backup", code, self._kills)
-            self._log.say(f"WARNING: {what} {report(self._config.run_folder)}")
+            self._log.warn(what, report(self._config.run_folder))
 
     def close(self) -> None:
         """End the process, whatever it is at."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -16,10 +16,12 @@ from subprocess import Popen
 from kit.config import Config
 from kit.errors import Stopped
 from kit.kaggle import machine, session
+from kit.kaggle.deaths import AGAIN
 from kit.process import torchrun
 from kit.process.parent import PARENT
 from kit.run import status
 from kit.run.limit import BACKUP_S, LARGEST_RESERVE, MARGIN_S
+from kit.run.status import Notice
 
 POLL_S = 0.1
 ANSWER_S = 60.0  # from a stop or the last sign of life, beside three times the slowest step and save
@@ -28,9 +30,10 @@ LAST_S = 20.0  # of the session, that are left to what follows training
 
 
 class Log:
-    """A log that children append to; what they append is passed on."""
+    """A log that children append to, what they append is passed on; and all warnings so far, for the run's status."""
 
-    def __init__(self, path: Path, follow: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, follow: Callable[[str], None], notices: Iterable[Notice] = ()) -> None:
+        self.notices = list(notices)
         self.output, self._tail = open(path, "ab"), open(path, "rb")  # noqa: SIM115
         self._follow = follow
         self._tail.seek(0, os.SEEK_END)
@@ -48,6 +51,11 @@ class Log:
             self.output.flush()
             text = ""
         self._follow(self._decode(self._tail.read()) + text)
+
+    def warn(self, message: str, hint: str = "") -> None:
+        """Append a warning of the launcher's own, and keep it."""
+        self.say(f"WARNING: {message} {hint}".rstrip())
+        self.notices.append(status.notice(message, hint))
 
     def close(self) -> None:
         """Close the file."""
@@ -119,7 +127,7 @@ def watch(
             tick()
             if not asked and bounds.over():
                 asked.append(time.monotonic())
-                log.say("WARNING: The session's limit is near, and training has not left by itself.")
+                log.warn("The session's limit is near, and training has not left by itself.")
             if len(asked) > sent:
                 sent, since = len(asked), since or time.time()
                 child.send_signal(stop)
@@ -137,7 +145,7 @@ def watch(
         raise
     log.show()
     if hung:
-        log.say("WARNING: Training did not answer the stop and was ended: run again to go on from the last checkpoint.")
+        log.warn("Training did not answer the stop and was ended.", AGAIN)
         return Stopped.exit_code
     if -child.returncode in (signal.SIGTERM, signal.SIGINT, torchrun.STOP):
         log.say("Stopped before training began: run again.")

@@ -8,6 +8,7 @@ processes that it starts, the first one writes to `train.log`, and the others to
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,9 +31,10 @@ from kit.kaggle import deaths, machine, session
 from kit.process import backups, children, torchrun
 from kit.process.backups import Keeper
 from kit.process.children import LAST_S, Log
-from kit.process.parent import ending, read_ending
+from kit.process.parent import ending, read_ending, take_notices
 from kit.process.restarts import Restarts
 from kit.run import scores, status
+from kit.run.status import Notice
 from kit.store import disk
 from kit.yolo.settings import load
 
@@ -93,16 +95,18 @@ def run(
     with _forwarding() as asked, ending() as ended, ExitStack() as stack:
         job = _Job(config, resume, _arguments(path, words), ended, said, asked)
         error: KitError | None = None
+        notices: list[Notice] = []
         if config.kit.backup:
             with closing(Log(config.files.log, tell)) as log:
                 error = _fetch(job, log)
+                notices = log.notices + take_notices(ended)
         if not error and asked:
             error = Stopped()
         if not error:
             if resume == "never" and (old := disk.quarantine_run(folder)):
                 tell(f"The old run was moved to {old}\n")
                 disk.make_folder(folder)
-            error = _train(job, stack.enter_context(closing(Log(config.files.log, tell))))
+            error = _train(job, stack.enter_context(closing(Log(config.files.log, tell, notices))))
     code = error.exit_code if error else 0
     with suppress(FileNotFoundError):  # it was moved away
         same = new and os.path.samestat(made, os.stat(folder))
@@ -159,7 +163,7 @@ def _train(job: _Job, log: Log) -> KitError | None:
         What went wrong, or that it stopped.
     """
     config = job.config
-    count, restarts = processes(config), Restarts(config, job.resume)
+    count, restarts = processes(config), Restarts(config, job.resume, log.warn)
     stop = torchrun.STOP if count > 1 else signal.SIGTERM
     with ExitStack() as stack:
         keeper = None
@@ -171,7 +175,8 @@ def _train(job: _Job, log: Log) -> KitError | None:
             job.said.clear()
             disk.remove(job.ended)
             kills = machine.oom_kills()
-            role = ["worker", *(f"--restarted={line}" for line in restarts.warnings)]
+            known = len(log.notices)
+            role = "worker", f"--notices={json.dumps(log.notices)}"
             child = job.start(log, *role, resume=restarts.begin(), processes=count)
             code = children.watch(child, log, job.asked, config, stop, tick)
             error = job.error(code, "The training process", kills)
@@ -184,9 +189,9 @@ def _train(job: _Job, log: Log) -> KitError | None:
                 restarts.give_up(error)
                 error.exit_code = 1
                 break
-            log.say(f"WARNING: {restarts.warnings[-1]}")
         if keeper:
             keeper.finish(job.asked)
+    restarts.keep(log.notices[known:] + take_notices(job.ended))
     if count > 1 and not error and status.read(config.run_folder).get("state") != "finished":
         return Stopped()  # torchrun knows only 0 and 1
     return error

@@ -1,7 +1,8 @@
 """A child and the launcher: no orphan holds a GPU, and the launcher learns how the child ended.
 
-The launcher names a file (`--ended`), into which a child that fails writes its exception. `status.json` cannot carry
-that alone: a run that is in use belongs to another process, whose status must stay as it is.
+The launcher names a file (`--ended`), into which a child that fails writes its exception; a child for backups keeps its
+warnings beside it. `status.json` cannot carry that alone: it belongs to the process that trains, and a run that is in
+use to one whose status must stay as it is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 
 from kit.errors import CrashError, InputError, KitError, StorageError
 from kit.kaggle import deaths, session
+from kit.run.status import Notice, notice
 from kit.store import disk
 
 PARENT = "KIT_PARENT"  # set by the launcher, and by torchrun as it starts it: its process id
 ORPHANED = signal.SIGUSR2  # sent by the kernel when the parent dies; anybody may send SIGTERM
 CRASHED = "Run the cell again: it goes on from the last checkpoint. If it happens again, the log says where."
+NOTICES = "notices.json"  # beside the file that `--ended` names
 DETAILS = 15  # lines of the log that explain a crash
 ORPHAN_S = 20  # seconds that a process whose parent died has to save and leave
 
@@ -47,6 +50,21 @@ def write_ending(path: Path | None, error: KitError) -> None:
     if path:
         with contextlib.suppress(StorageError):
             disk.write_json(path, error.to_dict())
+
+
+def write_notice(ended: Path, message: str, hint: str) -> None:
+    """Keep a warning for the launcher, which puts it into the run's status."""
+    with contextlib.suppress(StorageError):
+        path = ended.with_name(NOTICES)
+        disk.write_json(path, {"notices": [*disk.read_json(path).get("notices", ()), notice(message, hint)]})
+
+
+def take_notices(ended: Path) -> list[Notice]:
+    """Return the warnings that children have kept since, and forget them."""
+    path = ended.with_name(NOTICES)
+    found: list[Notice] = disk.read_json(path).get("notices", [])
+    disk.remove(path)
+    return found
 
 
 def read_ending(path: Path, code: int, lines: Sequence[str]) -> KitError:

@@ -16,6 +16,7 @@ from kit.errors import CrashError, KitError, LostError, Stopped
 from kit.parallel.world import World
 from kit.process.parent import CRASHED, ORPHAN_S, ORPHANED, PARENT, tie_to_parent, write_ending
 from kit.run import status
+from kit.run.status import Notice
 from kit.yolo import environment
 
 
@@ -63,11 +64,11 @@ class Stop:
         signal.alarm(ORPHAN_S)
 
 
-def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequence[str] = ()) -> int:
+def main(config: Config, resume: str, ended: Path | None = None, notices: Sequence[Notice] = ()) -> int:
     """Train in this process and return its exit code: that of `kit train`, but 0 on a stop under torchrun.
 
-    `ended` takes an exception, for the launcher; without it, the user has started torchrun. `restarted` are the
-    warnings of the starts before this one.
+    `ended` takes an exception, for the launcher; without it, the user has started torchrun. `notices` are the
+    warnings that were printed before.
     """
     world = World.current()
     environment.prepare()
@@ -75,11 +76,12 @@ def main(config: Config, resume: str, ended: Path | None = None, restarted: Sequ
     stop.heed(int(os.environ.get(PARENT, os.getppid())))
     shown = _own_log(config, world.rank) if world.rank and ended else sys.stderr
     if config.kit.backup and not ended and world.rank == 0:
-        print("WARNING: There are no backups under a torchrun that the kit has not started.", file=shown)
+        notices = [status.notice("There are no backups under a torchrun that the kit has not started.")]
+        print(f"WARNING: {notices[0]['message']}", file=shown)
     try:
         from kit.yolo import train
 
-        train.train(config, resume, stop, world, restarted=restarted)
+        train.train(config, resume, stop, world, notices=notices)
         code = 0
     except Stopped as stopped:
         status.end(config.files, stopped)

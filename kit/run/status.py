@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from kit.store import disk
 from kit.store.folder import RunFolder
 from kit.text import for_json
 
+Notice = dict[str, str]  # `kind`, `message` and `hint`
+
+WARNING = "warning"  # the kind of which all are kept
 EVERY = 0.5  # seconds between two writes, so that a fast loop is not slowed
 
 
@@ -61,7 +64,7 @@ class Status:
             tell(line)
         self.update(now=True, messages=[*self.values["messages"], line])
 
-    def warn(self, message: str, kind: str = "warning", hint: str = "") -> None:
+    def warn(self, message: str, kind: str = WARNING, hint: str = "") -> None:
         """Print a warning and keep it as a notice for the dashboard.
 
         Args:
@@ -69,24 +72,32 @@ class Status:
             kind: `warning`, or one of which the newest is kept alone, until `resolve` takes it away.
             hint: What to do.
         """
-        self._notice(message, kind, hint)
-        self.say(f"WARNING: {' '.join(filter(None, [message, hint]))}")
+        self._keep(new := notice(message, hint, kind))
+        self.say(_line(new))
 
     def resolve(self, kind: str, line: str) -> None:
         """Say that what a notice of that kind was about is over, and take it away."""
         self.values["notices"] = [each for each in self.values["notices"] if each["kind"] != kind]
         self.say(line)
 
-    def restore(self, warnings: Sequence[str]) -> None:
-        """Keep what the launcher has printed before this process began."""
-        for message in warnings:
-            self._notice(message, "warning", "")
-            self.values["messages"].append(f"WARNING: {message}")
+    def restore(self, notices: Iterable[Notice]) -> None:
+        """Keep the warnings that were printed before this process began."""
+        for each in notices:
+            self._keep(each)
+            self.values["messages"].append(_line(each))
 
-    def _notice(self, message: str, kind: str, hint: str) -> None:
-        notice = {"kind": kind, "message": message, "hint": hint}
-        same = [each for each in self.values["notices"] if each == notice or each["kind"] == kind != "warning"]
-        self.values["notices"] = [*(each for each in self.values["notices"] if each not in same), notice]
+    def _keep(self, new: Notice) -> None:
+        kind, known = new["kind"], self.values["notices"]
+        self.values["notices"] = [each for each in known if each != new and not each["kind"] == kind != WARNING] + [new]
+
+
+def notice(message: str, hint: str = "", kind: str = WARNING) -> Notice:
+    """Return a warning as the dashboard takes it."""
+    return {"kind": kind, "message": message, "hint": hint}
+
+
+def _line(notice: Notice) -> str:
+    return f"WARNING: {notice['message']} {notice['hint']}".rstrip()
 
 
 def _publish(path: Path, text: bytes) -> None:
@@ -117,6 +128,14 @@ def change(files: RunFolder, values: dict[str, Any], pid: int | None = None) -> 
     if known and pid in (None, known.get("pid")):
         with contextlib.suppress(StorageError):
             disk.write_json(files.status, {**known, **values})
+
+
+def add(files: RunFolder, notices: list[Notice]) -> None:
+    """Add warnings to what a run last said, when its process is gone."""
+    if notices:
+        known = disk.read_json(files.status)
+        lines = [*known.get("messages", ()), *map(_line, notices)]
+        change(files, {"notices": [*known.get("notices", ()), *notices], "messages": lines})
 
 
 def end(files: RunFolder, error: KitError) -> None:

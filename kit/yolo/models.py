@@ -72,7 +72,7 @@ def load_model(path: str) -> Any:
         return model.float()
     except Exception as error:  # an unreadable file, a refused class, a failed download: each has its own exception
         text = " ".join(str(getattr(error, "message", error)).split()).rstrip(".")
-        hint = getattr(error, "hint", "") or "Check model=..."
+        hint = f"{getattr(error, 'hint', '')} Check model=...".lstrip()
         raise ModelError(f"The model '{path}' cannot be loaded: {text}.", hint) from error
 
 

@@ -30,7 +30,7 @@ from kit.parallel.world import World
 from kit.run import discovery, status as status_module
 from kit.run.limit import Deadline
 from kit.run.run import Run, open_folder
-from kit.run.status import Status
+from kit.run.status import Notice, Status
 from kit.store import checkpoint, disk
 from kit.store.refusal import refused
 from kit.text import duration
@@ -97,7 +97,7 @@ def train(
     stop: Callable[[], str] = lambda: "",
     world: World = ALONE,
     check: Callable[[Any], None] = gpu.check,
-    restarted: Sequence[str] = (),
+    notices: Sequence[Notice] = (),
 ) -> None:
     """Train a run to its end, from its newest good checkpoint.
 
@@ -107,7 +107,7 @@ def train(
         stop: Asked after every batch; the reason that it returns ends training with a checkpoint.
         world: The processes that call this together.
         check: Raises where the device cannot be trained on.
-        restarted: Warnings of the starts before this one, each after a part of training was killed.
+        notices: Warnings that were printed before, of a part of training that was killed say.
 
     Raises:
         InputError: Something given cannot be used; nothing was written.
@@ -129,7 +129,7 @@ def train(
             leads = world.local_rank == 0
             ranks.elect_main(discovery.steps(config, resume, identity, open_checkpoint) if leads else -1)
         before, status = open_folder(config.files, stack) if ranks.is_main else ({}, Status())
-        status.restore(restarted)
+        status.restore(notices)
         run = _open(config, resume, identity, stop, ranks, stack, before, status)
         if run is None:
             return
@@ -182,7 +182,8 @@ def _open(
     if finished:
         if resumed and ranks.is_main:
             run.install()
-            run.status.values = before
+            told, run.status.values = run.status.values["notices"], {"notices": [], **before}
+            run.status.restore(told)
             best = resumed["best_map"] or 0.0
             run.status.say(f"This run is finished: {resumed['epoch']} epochs, best mAP {best:.4f}.")
             run.status.say("Raise epochs to continue, or start fresh with --resume never.")

@@ -131,6 +131,7 @@ def test_store_without_a_network_neither_fails_nor_changes_training(
     child = start(tmp_path, {**values, "epochs": 3, **free})
     assert child.wait() == 0, child.output()
     assert "WARNING: kaggle://me/run cannot be reached" in child.output()
+    assert ["kaggle://me/run cannot be reached" in each["message"] for each in child.status()["notices"]] == [True]
     assert child.output().count("WARNING: The backup to kaggle://me/run failed") == 1
     assert "WARNING: The last backup failed: " in child.output()
     assert differences(expected, latest(tmp_path)) == []
@@ -188,6 +189,7 @@ def test_process_that_is_killed_is_started_again_and_the_last_state_is_backed_up
     child.process.send_signal(signal.SIGTERM)
     assert child.wait() == 75, child.output()
     assert child.output().count("WARNING: The process that keeps backups was ended by SIGKILL") == 1
+    assert ["backups was ended by SIGKILL" in each["message"] for each in child.status()["notices"]] == [True]
     news = json.loads((tmp_path / "working/runs/train/backup.json").read_text())
     assert news["step"] == latest(tmp_path)["progress"]["global_step"]
 

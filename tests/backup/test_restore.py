@@ -20,6 +20,7 @@ from kit.backup.upload import Backup
 from kit.config import Config
 from kit.errors import ConfigError, KitError
 from kit.kaggle import session
+from kit.process import parent
 from kit.run import discovery
 from kit.store.peek import read_facts
 from kit.yolo.settings import load
@@ -211,9 +212,9 @@ def test_starts_at_the_same_time_all_find_the_backup(place: Path, run: Path, set
     Backup(run, "s3://here", files(place)).step()
     wipe(place / "working")
     script = (
-        "import sys; from kit.yolo import settings as config; from kit.backup import restore, stores\n"
+        "import sys; from kit.yolo import settings as config; from kit.backup import reporter, restore, stores\n"
         f"settings = config.load({str(place / 'empty.yaml')!r}, sys.argv[1:])\n"
-        "restore.Restore(settings, stores.open_store, print).fetch('auto')\n"
+        "restore.Restore(settings, stores.open_store, reporter.Reporter(print)).fetch('auto')\n"
         "assert {path.name for path in settings.restored_folder.iterdir()} == {'latest.pt', 'best.pt'}\n"
     )
     words = config.to_args({**settings.train, "kit.backup": settings.kit.backup})
@@ -333,23 +334,58 @@ def test_store_that_turns_the_key_away_ends_the_start(settings: Config) -> None:
         fetch(settings, "auto", opened(Unreachable(PermissionError("Forbidden"))), lambda line: None)
 
 
-def test_store_that_hangs_is_given_up(place: Path, settings: Config) -> None:
-    """The process ends itself in mid-call, whatever the client would catch."""
-    words = config.to_args({**settings.train, "kit.backup": "s3://a/b"})
-    script = (
-        "import time; from kit.yolo import settings as config; from kit.backup import restore\n"
-        "class Hanging:\n    def check(self):\n        while True:\n            try: time.sleep(100)\n"
-        "            except BaseException: pass\n"
-        "restore.LOOK_S = 1\n"
-        f"settings = config.load({str(place / 'empty.yaml')!r}, {words!r})\n"
-        "say = lambda line: print(line, flush=True)\n"
-        "restore.Restore(settings, lambda address: Hanging(), say).fetch('auto')\n"
-    )
-    command = [sys.executable, "-c", script]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+HANGING = """
+import sys, time
+from pathlib import Path
+from kit.backup import restore
+from kit.process import backups
+from kit.yolo.settings import load
+
+def hang(*arguments):
+    while True:
+        try: time.sleep(100)
+        except BaseException: pass
+
+def opened(address, open_store=backups.open_store):
+    store = open_store(address)
+    setattr(store, sys.argv[2], hang)
+    return store
+
+restore.LOOK_S, restore.FETCH_S, backups.open_store = 2, 1, opened
+sys.exit(backups.main("fetch", load(sys.argv[1], sys.argv[4:]), "auto", Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(("call", "seconds"), [("check", 2), ("fetch", 1)])
+def test_store_that_hangs_is_given_up(
+    place: Path, run: Path, settings: Config, call: str, seconds: int, required: bool
+) -> None:
+    """The process ends itself in mid-call, whatever the client would catch; the launcher is told how and what to do."""
+    write(run, 25)
+    Backup(run, "s3://here", files(place)).step()
+    wipe(place / "working")
+    words = config.to_args({**settings.train, "kit.backup": settings.kit.backup, "kit.backup_required": required})
+    command = [sys.executable, "-c", HANGING, str(place / "empty.yaml"), call, str(place / "ended.json"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KIT_PARENT": str(os.getpid())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout == f"error: s3://a/b did not answer within 1 s. {restore.WITHOUT}\n"
+    assert done.stderr == ""
+    (notices, error), said = told(place / "ended.json"), done.stdout.splitlines()[-1]
+    if not required and call == "check":
+        assert (done.returncode, error) == (0, None)
+        assert [notice["message"] for notice in notices] == [said.removeprefix("WARNING: ")]
+        assert said.endswith(f" did not answer within {seconds} s. Training goes on from what is here.")
+    else:
+        assert (done.returncode, notices) == (1, [])
+        assert error
+        assert said == f"error: {error}"
+        assert f" within {seconds} s." in error.message
+        assert error.hint == (restore.WITHOUT if call == "check" else "Run again, or start anew with --resume never.")
+
+
+def told(ended: Path) -> tuple[list[dict[str, str]], KitError | None]:
+    """Return what a process has kept for the launcher."""
+    return parent.take_notices(ended), parent.read_ending(ended, 1, []) if ended.exists() else None
 
 
 class Changed(Shelf):

@@ -141,7 +141,7 @@ def test_problem_is_in_the_news_until_it_is_over(run: Path) -> None:
         keeper.step(last=True)
     news = json.loads((run / "backup.json").read_text())
     assert (news["problem"], news["step"]) == ("the network is gone.", 1)
-    assert report(run).startswith("WARNING: The last backup failed: the network is gone. In s3://here: latest.pt")
+    assert report(run).startswith("The last backup failed: the network is gone. In s3://here: latest.pt")
     keeper.step(last=True)
     news = json.loads((run / "backup.json").read_text())
     assert (news["problem"], news["step"]) == ("", 2)

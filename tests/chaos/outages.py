@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kit.backup.files import Files
+from kit.backup.reporter import Reporter
 from kit.backup.restore import Restore
 from kit.backup.stores import Store, open_store
 from kit.backup.upload import Backup, read_news
@@ -218,7 +219,7 @@ class Life:
         self.run.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
             try:
-                Restore(self.config, self.opened, self.note, lambda seconds: None).fetch("auto")
+                Restore(self.config, self.opened, Reporter(self.note), lambda seconds: None).fetch("auto")
                 break
             except KitError as error:
                 self.note(str(error))

@@ -11,6 +11,7 @@ from typing import Any
 from kit.backup import restore
 from kit.backup.files import Files
 from kit.backup.manifests import Manifest
+from kit.backup.reporter import Reporter
 from kit.backup.stores import Store
 from kit.config import Config
 from kit.store import disk
@@ -42,7 +43,7 @@ def fetch(
     settings: Config, resume: str, opened: Callable[[str], Store], say: Callable[[str], None], pauses: Any = None
 ) -> None:
     """Fetch as a start does, but note the pauses and make none."""
-    restore.Restore(settings, opened, say, sleep=([] if pauses is None else pauses).append).fetch(resume)
+    restore.Restore(settings, opened, Reporter(say), sleep=([] if pauses is None else pauses).append).fetch(resume)
 
 
 def opened(store: Store) -> Callable[[str], Store]:

@@ -15,6 +15,7 @@ from kit.yolo.settings import load
 world = World.current()
 environment.prepare()
 
+import torch  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from kit.parallel import gradients  # noqa: E402
@@ -76,7 +77,7 @@ class Broken(Buckets):
         self.calls += 1
         if self.calls == 3:
             assert 0 < self.gradients.sent < len(self.gradients.buckets)
-            raise RuntimeError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA is out of room")
 
     def _run_slice(self, i: int, rank: int, batch: Any) -> Any:
         taken = super()._run_slice(i, rank, batch)

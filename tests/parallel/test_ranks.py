@@ -204,10 +204,10 @@ def test_full_memory_in_a_later_slice_leaves_the_statistics_of_the_first(
         nonlocal calls
         calls += 1
         if calls == 2 and not late:
-            raise RuntimeError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA is out of room")
         batch = own(self, *words)
         if calls == 2:
-            raise RuntimeError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA is out of room")
         return batch
 
     monkeypatch.setattr(Resumable, "forward_backward", fail)
@@ -222,7 +222,7 @@ def test_batch_is_not_halved_below_an_image_for_each_slice(place: Path, monkeypa
     """It would end in advice to raise the batch, where memory is full."""
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA is out of room")
 
     monkeypatch.setattr(Resumable, "forward_backward", fail)
     with pytest.raises(KitError, match="memory is full in epoch 1 with batch=2"):
@@ -255,7 +255,7 @@ def test_gradient_that_no_rank_has_stays_missing() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch": 2, "kit.slices": 3}, r"batch=2 is too small for 3 slices: .*kit.slices=2"),
+        ({"batch": 2, "kit.slices": 3}, r"batch=2 is too small for 3 slices\. .*kit.slices=2"),
         ({"kit.slices": 2, "imgsz": 32}, r"has 2 images for 2 slices: with imgsz=22 BatchNorm"),
         ({"kit.slices": 0}, "kit.slices' must be 'auto' or 1, 2, 3"),
         ({"kit.processes": "many"}, "kit.processes' must be 'auto' or 1, 2, 3"),

@@ -70,6 +70,18 @@ def test_gpu_without_kernels_is_named_with_a_way_out(
     )
 
 
+def test_gpu_without_kernels_is_told_by_its_code() -> None:
+    """Whatever torch's words for it are."""
+    error = torch.AcceleratorError("Reworded.")
+    error.error_code = gpu.NO_KERNELS  # type: ignore[attr-defined]
+
+    def kernel(device: torch.device) -> None:
+        raise error
+
+    with pytest.raises(ConfigError, match="has no kernels in torch"):
+        gpu.check(GPU, kernel, FakeCuda(P100))
+
+
 def test_gpu_that_is_busy_is_not_taken_for_one_without_kernels() -> None:
     """Its memory may be full for a moment, with a run that is just ending."""
     with pytest.raises(RuntimeError, match="out of memory"):

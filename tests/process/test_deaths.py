@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from kit import config
 from kit.config import Config, KitSettings
@@ -116,6 +117,7 @@ def test_run_that_loses_a_worker_and_then_its_process_is_started_again_and_ends_
         "1 of 2, kit.restarts).",
         "2 of 2, kit.restarts).",
     ]
+    assert ["(1 of 2" in each["hint"] for each in last["notices"]] == [True, False]
     again = training.read(place / "working/runs/train/checkpoints/latest.pt")
     assert differences(untouched, again) == []
     assert rows(untouched) == rows(again)
@@ -190,13 +192,14 @@ def judged(place: Path, first: dict[str, Any], second: dict[str, Any], asked: bo
     """Return what is said of two deaths, each with what the run said last."""
     settings = Config(schema(), {}, KitSettings(**kit))
     settings.run_folder.mkdir(parents=True, exist_ok=True)
-    restarts, lines = Restarts(settings, "auto"), []
+    lines: list[str] = []
+    restarts = Restarts(settings, "auto", lambda *words: lines.append(" ".join(words)))
     for values in (first, second):
         restarts.begin()
         known = {"updated": time.time(), "elapsed_s": 100.0, "batches": 10, **values}
         (settings.run_folder / "status.json").write_text(config.json.dumps(known))
-        error = restarts.judge(DiedError("It died. Sad.", deaths.AGAIN), asked)
-        lines.append(str(error) if error else restarts.warnings[-1])
+        if error := restarts.judge(DiedError("It died. Sad.", deaths.AGAIN), asked):
+            lines.append(str(error))
     return lines
 
 
@@ -232,7 +235,15 @@ def test_kernel_that_has_ended_a_process_for_memory_is_named(monkeypatch: pytest
 
 
 def test_broken_gpu_is_told_from_a_full_one() -> None:
-    """After the one every call fails; of the other training recovers by itself."""
+    """After the one every call fails; of the other training recovers by itself. By class and code, else by words."""
+    lost, full = torch.AcceleratorError("It broke."), torch.AcceleratorError("It broke.")
+    lost.error_code, full.error_code = 700, recovery.CUDA_FULL  # type: ignore[attr-defined]
+    assert recovery.lost_gpu(lost)
+    assert not recovery.lost_gpu(full)
+    assert not recovery.lost_gpu(torch.OutOfMemoryError("It is full."))
+    assert recovery.out_of_memory(full)
+    assert recovery.out_of_memory(torch.OutOfMemoryError("It is full."))
+    assert recovery.out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
     assert recovery.lost_gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not recovery.lost_gpu(RuntimeError("CUDA error: out of memory"))
     assert not recovery.lost_gpu(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))

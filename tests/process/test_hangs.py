@@ -85,7 +85,7 @@ def test_settings_that_name_no_plain_file_exit_2(place: Path, name: str) -> None
     values[name] = str(pipe(place / ("pipe.yaml" if name == "data" else "pipe.pt")))
     child = training.start(place / "working", values)
     assert child.process.wait(60) == 2, child.output()
-    assert f"pipe.{'yaml' if name == 'data' else 'pt'}' is no plain file: check {name}=..." in child.output()
+    assert f"pipe.{'yaml' if name == 'data' else 'pt'}' is no plain file. Check {name}=..." in child.output()
 
 
 def test_data_set_among_the_inputs_that_is_a_pipe_is_passed_over(place: Path) -> None:
@@ -182,7 +182,9 @@ def test_process_that_does_not_answer_a_stop_is_ended(place: Path, monkeypatch: 
     assert outcome.code == 75
     assert not Path(f"/proc/{frozen[0]}").exists()
     assert training.read(latest)["epoch"] >= 1  # the second epoch's may be in writing yet
-    assert "WARNING: Training did not answer the stop and was ended" in (folder / "train.log").read_text()
+    said = "Training did not answer the stop and was ended."
+    assert f"WARNING: {said} Run again to go on" in (folder / "train.log").read_text()
+    assert [notice["message"] for notice in outcome.status["notices"]] == [said], "for the dashboard"
 
 
 def test_limit_ends_what_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

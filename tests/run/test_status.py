@@ -90,3 +90,28 @@ def test_unreadable_progress_is_empty(tmp_path: Path, raw: bytes) -> None:
 def test_missing_progress_is_empty(tmp_path: Path) -> None:
     """Before the first run there is no folder."""
     assert status.read(tmp_path / "runs" / "train") == {}
+
+
+def test_warnings_from_before_and_after_training_stand_beside_its_own(tmp_path: Path) -> None:
+    """The launcher's: what it printed before the process began, and what it printed when that was gone."""
+    said = Status(RunFolder(tmp_path))
+    said.restore([status.notice("It died.", "It starts again.")])
+    said.warn("No room.", "storage", "Make some.")
+    status.add(RunFolder(tmp_path), [status.notice("The last backup was cut off.")])
+    values = status.read(tmp_path)
+    assert values["messages"] == [
+        "WARNING: It died. It starts again.",
+        "WARNING: No room. Make some.",
+        "WARNING: The last backup was cut off.",
+    ]
+    assert [(each["kind"], each["message"], each["hint"]) for each in values["notices"]] == [
+        ("warning", "It died.", "It starts again."),
+        ("storage", "No room.", "Make some."),
+        ("warning", "The last backup was cut off.", ""),
+    ]
+
+
+def test_nothing_is_added_to_a_run_that_has_said_nothing(tmp_path: Path) -> None:
+    """There is no status to read it in."""
+    status.add(RunFolder(tmp_path), [status.notice("The last backup was cut off.")])
+    assert list(tmp_path.iterdir()) == []

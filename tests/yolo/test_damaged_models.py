@@ -17,7 +17,7 @@ from kit.yolo import evaluation, models
 from kit.yolo.settings import load
 from tests.help import samples, training
 from tests.help.training import STEPS, acting, stop_at
-from tests.store.test_archive import repack
+from tests.store.test_trust import repack
 
 Start = Callable[..., dict[str, Any]]
 

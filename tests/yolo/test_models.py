@@ -356,10 +356,10 @@ def test_task_is_that_of_the_model_in_a_process_of_its_own(place: Path, task: st
 
 def test_task_of_the_settings_must_be_that_of_the_model(place: Path) -> None:
     """In one sentence, before anything is written."""
-    with pytest.raises(ModelError, match=r"is for the task 'segment', not 'pose': correct task= or model="):
+    with pytest.raises(ModelError, match=r"is for the task 'segment', not 'pose'\. Correct task= or model="):
         training.train({**training.settings(place, "segment"), "task": "pose"})
     with pytest.raises(
-        ModelError, match=r"does not train the task 'semantic' of 'yolo26n-sem\.yaml': it trains detect"
+        ModelError, match=r"does not train the task 'semantic' of 'yolo26n-sem\.yaml'\. It trains detect"
     ):
         training.train({**training.settings(place), "model": "yolo26n-sem.yaml"})
 
@@ -480,6 +480,6 @@ def test_model_without_a_training_is_no_checkpoint(place: Path, pretrained: Star
     values = pretrained(place)
     model = values["model"]
     with pytest.raises(
-        CheckpointError, match=f"'{model}' holds a model and no state of a training: start from it with"
+        CheckpointError, match=f"'{model}' holds a model and no state of a training. Start from it with"
     ):
         training.train(values, resume=model)

@@ -155,7 +155,7 @@ def test_ways_back_are_counted_over_the_run(place: Path, monkeypatch: pytest.Mon
     """What goes wrong again and again ends with a sentence; good epochs in between do not hide it."""
     values = training.settings(place, epochs=3)
     with_weights_gone_bad(monkeypatch, epoch=1, times=99)
-    with pytest.raises(KitError, match=r"epoch 2, for the fourth time in this run: .*--resume .*best\.pt lr0=0\.005"):
+    with pytest.raises(KitError, match=r"epoch 2, for the fourth time in this run\. .*--resume .*best\.pt lr0=0\.005"):
         training.train(values)
 
 

@@ -310,7 +310,7 @@ def test_run_without_a_best_model_says_so_and_stops_no_notebook(
 ) -> None:
     """A batch run that left before its first validation still ends well."""
     values = training.settings(place)
-    with pytest.raises(CheckpointError, match=r"There is no '.*best\.pt' yet: the first validation writes it"):
+    with pytest.raises(CheckpointError, match=r"There is no '.*best\.pt' yet\. The first validation writes it"):
         launch.measure(training._no_file(), config.to_args(values))
     kit.results(training._no_file(), **values)
     assert "the first validation writes it" in capsys.readouterr().out
