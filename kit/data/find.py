@@ -105,7 +105,7 @@ def _unpacked(name: str, folder: Path, classify: bool | None) -> DataSet:
     try:
         return replace(resolve(str(folder), classify), source=Path(name))
     except DataError as error:
-        said = (text.replace(str(folder), name.partition("?")[0]) for text in (error.message, error.hint))
+        said = (text.replace(str(folder), packed.without_secrets(name)) for text in (error.message, error.hint))
         raise DataError(*said) from error
 
 

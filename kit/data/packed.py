@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import re
 import shutil
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.request import urlopen
 
@@ -70,11 +72,16 @@ def fetch(address: str) -> Path:
         archive = place.with_name(f"{place.name}.archive{disk.TEMPORARY}")
         try:
             _download(address, archive)
-            _unpack(archive, place, address.partition("?")[0])
+            _unpack(archive, place, without_secrets(address))
         finally:
             disk.remove(archive)
 
     return _make(fetched(address), download)
+
+
+def without_secrets(address: str) -> str:
+    """Return an address without a password or a key that it may hold."""
+    return re.sub("//[^/]*@", "//", address.partition("?")[0])
 
 
 def holds_images(path: Path, is_image: Callable[[str], bool]) -> bool:
@@ -153,6 +160,7 @@ def _unpack_zip(path: Path, place: Path) -> None:
     with zipfile.ZipFile(path) as file:
         members = [each for each in file.infolist() if not each.filename.startswith("__MACOSX/")]
         for each in members:
+            each.filename = each.filename.replace("\\", "/")  # as some programs of Windows write them
             inside = PurePosixPath(each.filename)
             if inside.is_absolute() or ".." in inside.parts:
                 raise ValueError(f"'{each.filename}' in it leads out of its folder")
@@ -186,7 +194,7 @@ def _unpack_tar(path: Path, place: Path) -> None:
 
 
 def _download(address: str, path: Path) -> None:
-    shown = address.partition("?")[0]  # a query may hold a key
+    shown = without_secrets(address)
     if not address.lower().startswith(("http://", "https://")):
         raise DataError(
             f"'{shown}' is no address of the web (https://...).", "Download it, and give its path as data=..."
@@ -199,8 +207,10 @@ def _download(address: str, path: Path) -> None:
             disk.publish(path, lambda file: shutil.copyfileobj(answer, file, CHUNK), durable=False)
         if size and path.stat().st_size != size:
             raise OSError(f"it ended after {path.stat().st_size} of {size} bytes")
-    except (OSError, ValueError) as error:  # an address that is none
-        text = str(getattr(error, "reason", "") or error)
+    except (OSError, ValueError, HTTPException) as error:  # an address that is none; no answer as it should be
+        text = (
+            str(getattr(error, "reason", error)) if isinstance(error, OSError) else type(error).__name__
+        )  # no address
         raise DataError(
             f"'{shown}' cannot be downloaded: {text}.",
             "Switch the internet on, or attach the data set and give its path.",

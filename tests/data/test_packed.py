@@ -246,6 +246,19 @@ def test_zip_with_a_member_outside_is_refused(place: Path, name: str) -> None:
     assert unpacked(place) == []
 
 
+def test_zip_of_windows_has_folders(place: Path) -> None:
+    """Some programs write backslashes; and what a Mac adds is left out."""
+    with zipfile.ZipFile(place / "set.zip", "w") as file:
+        for name in (r"set\images\train\0.jpg", r"set\images\val\0.jpg", "__MACOSX/data.yaml"):
+            file.writestr(name, b"a picture")
+        file.writestr(r"set\data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    assert find.resolve(str(place / "set.zip")).names == ("cat", "dog")
+    assert [path.name for path in unpacked(place)[0].iterdir()] == ["set"]
+    with zipfile.ZipFile(place / "set.zip", "a") as file:
+        file.writestr(r"..\..\escaped", b"x")
+    assert "leads out of its folder" in refused(place / "set.zip")
+
+
 def test_links_within_an_archive_are_kept(place: Path) -> None:
     """Symbolic ones to folders and files, and hard ones."""
     tar = Tar(place / "set.tgz")
@@ -377,7 +390,7 @@ def test_address_of_an_archive_is_a_data_set(place: Path, web: str) -> None:
     assert setup.remembered(found, place / "copy.yaml") == f"{web}/set.tgz?key=secret"
 
 
-@pytest.mark.parametrize("name", ["none.zip", "short.zip"])
+@pytest.mark.parametrize("name", ["none.zip", "short.zip", "with a space.zip"])
 def test_address_that_gives_no_whole_archive_is_one_sentence(place: Path, web: str, name: str) -> None:
     """Nothing is left of it, and what may be secret in it is not said."""
     pack(place, "zip", "web/short")
@@ -396,6 +409,13 @@ def test_address_without_the_internet_is_one_sentence(place: Path, closed: int) 
 def test_address_of_another_kind_is_refused(place: Path, address: str) -> None:
     """Nothing is opened that is not on the web."""
     assert "is no address of the web" in refused(address)
+
+
+def test_password_in_an_address_is_not_said(place: Path, closed: int) -> None:
+    """A log is kept."""
+    message = refused(f"http://me:secret@127.0.0.1:{closed}/set.zip")
+    assert message.startswith(f"'http://127.0.0.1:{closed}/set.zip' cannot be downloaded")
+    assert "secret" not in message
 
 
 def test_download_that_there_is_no_room_for_is_refused(place: Path, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
