@@ -195,6 +195,10 @@ def table(found: list[Finding], title: str) -> tuple[str, str]:
     for each in found:
         advice = f"<br><b>→ {html.escape(each.advice)}</b>" if each.advice else ""
         cells = f"{MARKS[each.level]} {each.level}", html.escape(each.name), html.escape(each.text) + advice
-        rows += "<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in cells) + "</tr>"
+        rows += (
+            "<tr>"
+            + "".join(f'<td style="text-align: left; white-space: pre-line">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
     text = "\n".join([*map(line, found), title])
     return f"<p><b>{html.escape(title)}</b></p><table>{rows}</table>", text
