@@ -78,9 +78,9 @@ def _task(config: Config, resume: str, elsewhere: bool) -> str:
                 f"The model '{model}' is for the task '{task}', not '{wanted}'.", "Correct task= or model=."
             )
     elif (task := _task_found(config, resume)) is None and weights:
-        if not (elsewhere or models.is_published(model)):
-            raise ModelError(f"The model '{model}' does not exist.", "Check model=...")
         task = guess_model_task(model)
+        if task in STOCK and not (elsewhere or models.is_published(model)):
+            raise ModelError(f"The model '{model}' does not exist.", "Check model=...")
     task = wanted or task or models.task_of(model)
     if task not in STOCK:
         raise ModelError(f"The kit does not train the task '{task}' of '{model}'.", f"It trains {', '.join(STOCK)}.")
