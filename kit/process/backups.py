@@ -87,9 +87,8 @@ def main(task: str, config: Config, resume: str, ended: Path) -> int:
         else:
             _keep(config, resume, stop, say)
     except Exception as error:  # in a client or here
-        known = isinstance(error, KitError)
         problem = error if isinstance(error, KitError) else KitError(f"There are no backups: {describe(error)}")
-        if task == FETCH and (known or config.kit.backup_required):
+        if task == FETCH and (problem is error or config.kit.backup_required):
             return reporter.fail(problem)
         return reporter.warn(problem.message, problem.hint)
     return 0

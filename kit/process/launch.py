@@ -26,7 +26,7 @@ from typing import Any
 
 from kit.config import Config
 from kit.data import find
-from kit.errors import CheckpointError, ConfigError, DiedError, KitError, ModelError, Stopped
+from kit.errors import BusyError, CheckpointError, ConfigError, DiedError, KitError, ModelError, Stopped
 from kit.kaggle import deaths, machine, session
 from kit.process import backups, children, torchrun
 from kit.process.backups import Keeper
@@ -191,7 +191,8 @@ def _train(job: _Job, log: Log) -> KitError | None:
                 break
         if keeper:
             keeper.finish(job.asked)
-    restarts.keep(log.notices[known:] + take_notices(job.ended))
+    if not isinstance(error, BusyError):  # the status is that of the process which holds the run
+        restarts.keep(log.notices[known:] + take_notices(job.ended))
     if count > 1 and not error and status.read(config.run_folder).get("state") != "finished":
         return Stopped()  # torchrun knows only 0 and 1
     return error

@@ -259,9 +259,9 @@ def hanging() -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], settings: config.Config, asked: list[float], show: Any) -> list[str]:
-    """Have the keeper of a process wait for the last backup, and return what it says."""
+    """Have the keeper of a process wait for the last backup, and return what it warns of."""
     said: list[str] = []
-    log: Any = types.SimpleNamespace(show=show, say=said.append)
+    log: Any = types.SimpleNamespace(show=show, warn=lambda message, hint: said.append(message))
     backups.Keeper(lambda: process, settings, log).finish(asked)
     return said
 
@@ -277,7 +277,7 @@ def test_second_stop_cuts_the_last_upload_short() -> None:
             asked.append(2.0)
 
     try:
-        assert finish(process, SETTINGS, asked, show) == ["WARNING: The last backup was cut off. "]
+        assert finish(process, SETTINGS, asked, show) == ["The last backup was cut off."]
         assert process.poll() is None
         assert len(shown) == 4, "three times while it waited, and at last"
     finally:
@@ -292,7 +292,7 @@ def test_last_upload_is_not_waited_for_beyond_the_limit(monkeypatch: pytest.Monk
     try:
         began = time.monotonic()
         limited = config.Config(schema(), {}, config.KitSettings(session_hours=1))
-        assert finish(process, limited, [], lambda: None) == ["WARNING: The last backup was cut off. "]
+        assert finish(process, limited, [], lambda: None) == ["The last backup was cut off."]
         assert process.poll() is None
         assert time.monotonic() - began < 5
     finally:

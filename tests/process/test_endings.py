@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from kit import errors
 from kit.dashboard import board, errors as dashboard_errors
 from kit.errors import CrashError, FullError, InputError, KitError, StorageError
 from kit.kaggle import machine, session
-from kit.process import parent
+from kit.process import launch, parent
 from kit.run import status
 from kit.run.status import Status
+from kit.store import disk
 from kit.store.folder import RunFolder
 from tests.help import training
 
@@ -142,13 +144,15 @@ with Lock(pathlib.Path(sys.argv[1])):
 
 @pytest.mark.slow  # half a minute of waiting
 def test_busy_run_is_said_to_be_in_use_and_keeps_its_status(
-    tmp_path: Path, values: dict[str, Any], boxes: list[str]
+    tmp_path: Path, values: dict[str, Any], boxes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the process that holds it has written is not touched by the one that has to wait."""
     folder = tmp_path / "working/runs/train"
     folder.mkdir(parents=True)
     Status(RunFolder(folder)).update(now=True, state="training")
+    disk.write_json(RunFolder(folder).status, {**status.read(folder), "updated": time.time() + 3600})
     before = RunFolder(folder).status.read_bytes()
+    monkeypatch.setattr(launch, "take_notices", lambda ended: [status.notice("Something.")])
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = {**os.environ, "PYTHONPATH": str(session.REPOSITORY)}
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder / ".lock")], env=environment, **pipes)
