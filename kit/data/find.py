@@ -57,13 +57,13 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
     if "://" in name:
         return _unpacked(name, packed.fetch(name), classify)
     path = _locate(name, classify)
-    if packed.is_archive(path):
-        return _unpacked(str(path), packed.unpack(path), classify)
     if path.is_dir():
         return _classification(path)
     if not path.is_file() and (built_in := shipped.description_of(name)):
         return _shipped(built_in, name)
-    return _detection(path)
+    if not packed.is_archive(path):
+        return _detection(path)
+    return _unpacked(str(path), packed.unpack(path), classify)
 
 
 def check(name: str, classify: bool | None = False) -> None:

@@ -78,38 +78,36 @@ def main(config: Config, resume: str, ended: Path | None = None, notices: Sequen
     if config.kit.backup and not ended and world.rank == 0:
         notices = [status.notice("There are no backups under a torchrun that the kit has not started.")]
         print(f"WARNING: {notices[0]['message']}", file=shown)
+    code = 0
+    ending: KitError | None = None
     try:
         from kit.yolo import train
 
         train.train(config, resume, stop, world, notices=notices)
-        code = 0
-    except Stopped as stopped:
-        status.end(config.files, stopped)
-        code = 0 if under_torchrun() else stopped.exit_code  # torchrun turns any other into 1
     except LostError as error:
         print(error, file=sys.stderr)  # what ended the other one is the error
         code = error.exit_code
     except KitError as error:
-        print(f"error: {error}", file=shown)
-        _tell(config, ended, error)
-        code = error.exit_code
+        code, ending = error.exit_code, error
+        if not isinstance(error, Stopped):
+            print(f"error: {error}", file=shown)
+        elif under_torchrun():
+            code = 0  # torchrun turns any other into 1
     except Exception as error:
         traceback.print_exc()
         if shown is not sys.stderr:
             print(f"error: Process {world.rank}: {error!r}", file=shown)
         what = f"Process {world.rank}: {error!r}" if world.rank else f"{type(error).__name__}: {error}"
-        _tell(config, ended, CrashError(what, CRASHED))
-        code = 1
+        code, ending = 1, CrashError(what, CRASHED)
+    if ending:
+        status.end(config.files, ending)
+        if not isinstance(ending, Stopped):
+            write_ending(ended, ending)
     if code:
         for file in (shown, sys.stdout, sys.stderr):
             file.flush()
         os._exit(code)  # a library that still waits for a lost worker, or for other processes, would wait for long
     return code
-
-
-def _tell(config: Config, ended: Path | None, error: KitError) -> None:
-    status.end(config.files, error)
-    write_ending(ended, error)
 
 
 def _own_log(config: Config, rank: int) -> TextIO:

@@ -44,7 +44,7 @@ class Warnings(logging.Handler):
         self._known.add(place)
         self._warn(f"Ultralytics: {text}")
 
-    def tell(self, warn: Callable[[str], None]) -> None:
+    def forward(self, warn: Callable[[str], None]) -> None:
         """Tell what came before there was a status, and from here on what comes."""
         self._warn = warn
         for text in self._early:

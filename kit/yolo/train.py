@@ -78,8 +78,6 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
         InputError: The data set, the model, a setting or the device cannot be used.
     """
     inputs.forget()
-    if resume != "never":
-        disk.refuse_foreign(config.run_folder)
     try:
         device, alone = _device(config, world)
         chosen = select_device(device, verbose=False)
@@ -88,6 +86,8 @@ def prepare(config: Config, resume: str = "auto", world: World = ALONE) -> Prepa
         raise ConfigError(" ".join(str(error).split())) from error
     dataset, identity = identify(config, resume, elsewhere=world.size > world.local_size)
     overrides = {**config.train, "task": identity["task"], "data": str(dataset.path)}
+    if resume != "never":
+        disk.refuse_foreign(config.run_folder)
     return Prepared(dataset, identity, overrides, device, alone, chosen)
 
 
@@ -133,7 +133,7 @@ def train(
         run = _open(config, resume, identity, stop, ranks, stack, before, status)
         if run is None:
             return
-        warnings.tell(run.status.warn)
+        warnings.forward(run.status.warn)
         dataset = bring(dataset)
         overrides["data"] = str(dataset.path)
         if chosen.type == "cuda" and not config.get("deterministic"):

@@ -108,7 +108,7 @@ def test_colours_emoji_and_lines_do_not_get_through() -> None:
     """What is left is one line of text, in whatever language."""
     heard: list[str] = []
     with listening() as warnings:
-        warnings.tell(heard.append)
+        warnings.forward(heard.append)
         LOGGER.warning(f"{colorstr('bold', 'red', 'train:')} ⚠️ Größe 90° ×2\n日本 ✅🚀")
         LOGGER.error("❌ broken")
     assert heard == ["Ultralytics: train: Größe 90° ×2 日本", "Ultralytics: broken"]
@@ -118,7 +118,7 @@ def test_same_line_of_code_is_told_once_and_another_one_too() -> None:
     """Numbers and names in the text do not make it another warning."""
     heard: list[str] = []
     with listening() as warnings:
-        warnings.tell(heard.append)
+        warnings.forward(heard.append)
         for number in range(3):
             LOGGER.warning(f"{number} images are odd")
         LOGGER.warning("0 images are odd")
@@ -132,7 +132,7 @@ def test_warning_from_before_there_is_a_status_is_told_when_there_is_one() -> No
     with listening() as warnings:
         LOGGER.warning("early")
         assert heard == []
-        warnings.tell(heard.append)
+        warnings.forward(heard.append)
         LOGGER.warning("late")
     assert heard == ["Ultralytics: early", "Ultralytics: late"]
 
@@ -178,7 +178,7 @@ def test_text_that_is_left_out_is_one_of_ultralytics(text: str) -> None:
     assert any(text in source.read_text(encoding="utf-8") for source in sources)
     heard: list[str] = []
     with listening() as warnings:
-        warnings.tell(heard.append)
+        warnings.forward(heard.append)
         LOGGER.warning(f"begin {text} end")
     assert heard == []
 
