@@ -162,7 +162,7 @@ def test_second_start_where_a_run_was_moved_or_deleted_is_the_only_writer_there(
         (["epohcs=3"], "There is no setting 'epohcs' (given: 3). Did you mean 'epochs'?"),
         (["epochs=many"], "The setting 'epochs' must be int but got 'many' (str)."),
         (["epochs"], "'epochs' is not a setting. Write key=value"),
-        (["resume=True"], "Use --resume auto, never or FILE"),
+        (["resume=True"], "Use --resume auto, never or FILE."),
         (["--config", "missing.yaml"], "The config 'missing.yaml' cannot be read"),
         (["data=missing.yaml"], "missing.yaml' cannot be read"),
         (["model=missing.yaml"], "The model 'missing.yaml' cannot be read"),
