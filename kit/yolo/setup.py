@@ -100,9 +100,19 @@ class Setup(Trainer):
         return good
 
     def auto_batch(self, *args: Any, **kwargs: Any) -> int:
-        """Estimate the batch size, with training's own precision; each slice of a batch has to fit into memory."""
+        """Estimate the batch size, with training's own precision; each slice of a batch has to fit into memory.
+
+        Raises:
+            ConfigError: Not even one image fits.
+        """
         self.amp, ranks = self.args.amp not in {False, "fp32"} and self.device.type == "cuda", self.run.ranks
-        return ranks.broadcast(lambda: super(Setup, self).auto_batch(*args, **kwargs) * ranks.slices)
+        try:
+            return ranks.broadcast(lambda: super(Setup, self).auto_batch(*args, **kwargs) * ranks.slices)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # those of CUDA have classes of their own
+                raise
+            text = f"No batch size was found that fits the GPU's memory with imgsz={self.args.imgsz}."
+            raise ConfigError(text, "End what else uses the GPU, lower imgsz, or give batch=1.") from error
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set as Ultralytics does, of a class whose samples are pure functions of their key."""

@@ -47,3 +47,17 @@ def test_image_size_of_two_sides_trains_on_squares_of_the_longer_one(place: Path
     one = training.train(training.settings(place, imgsz=96, epochs=1))
     assert differences(one, two) == []
     assert yaml.safe_load((place / "working/runs/two/args.yaml").read_text())["imgsz"] == [64, 96]
+
+
+def test_gpu_on_which_no_batch_size_fits_is_a_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ultralytics raises then is no error of CUDA's; those stay as they are."""
+    raised: list[RuntimeError] = [RuntimeError("AutoBatch: no usable batch size found"), torch.OutOfMemoryError("full")]
+
+    def autobatch(*args: Any, **kwargs: Any) -> int:
+        raise raised.pop(0)
+
+    monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", autobatch)
+    with pytest.raises(ConfigError, match=r"No batch size was found .* with imgsz=64. End what else uses the GPU"):
+        training.train(training.settings(place, batch=-1))
+    with pytest.raises(torch.OutOfMemoryError):
+        training.train(training.settings(place, batch=-1), resume="never")
