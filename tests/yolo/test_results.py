@@ -313,7 +313,7 @@ def test_run_without_a_best_model_says_so_and_stops_no_notebook(
     with pytest.raises(CheckpointError, match=r"There is no '.*best\.pt' yet\. The first validation writes it"):
         launch.measure(training._no_file(), config.to_args(values))
     kit.results(training._no_file(), **values)
-    assert "the first validation writes it" in capsys.readouterr().out
+    assert "The first validation writes it" in capsys.readouterr().out
 
 
 def test_session_that_is_about_to_end_is_left_in_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
