@@ -32,10 +32,9 @@ from kit.run.limit import Deadline
 from kit.run.run import Run, open_folder
 from kit.run.status import Notice, Status
 from kit.store import checkpoint, disk
-from kit.store.refusal import refused
+from kit.store.disk_errors import refused
 from kit.text import duration
 from kit.yolo import scan
-from kit.yolo.compatible import check as check_state, fitting
 from kit.yolo.identity import identify
 from kit.yolo.logger import listening
 from kit.yolo.loop import Resumable
@@ -44,6 +43,7 @@ from kit.yolo.recovery import lost_gpu
 from kit.yolo.resume import choose, complete, install
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
+from kit.yolo.soundness import check as check_state, fitting
 from kit.yolo.tasks import STOCK
 
 TRAINERS: dict[str, type[Resumable]] = {
