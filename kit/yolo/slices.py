@@ -1,4 +1,4 @@
-"""The training loop where a batch is cut into slices, which one process runs or several.
+"""The training loop where a batch is cut into slices, which one process runs or several; `kit.run.order` cuts it.
 
 As in Ultralytics' own training on several GPUs, where a slice is a rank, each slice has a forward pass of its own, with
 BatchNorm's statistics of its images alone; the gradients of all slices are added up; and model, running losses and
