@@ -87,25 +87,26 @@ class TrainerState:
         in_flight = batch + epoch * len(trainer.train_loader) - trainer.last_opt_step > 1
         gradients = {name: each.grad for name, each in self._parameters if in_flight and each.grad is not None}
         moments, build_optimizer = self._optimizer()
-        loop, generators, running = self._loop(), order.generators(), list[Tensor]()
-        mapped(loop, running.append)
+        passing = {"loop": self._loop(), "scaler_state_dict": scaler_state(trainer.scaler)}
+        generators, running = order.generators(), list[Tensor]()
+        mapped(passing, running.append)
         sections: Sections = {
             **{name: tensors() for name, tensors in modules.items()},
             "optimizer_state_dict": moments,
             "gradients": list(gradients.values()),
-            "running": running,  # copied with the others: the thread that writes never waits for the training's stream
+            "running": running,  # copied with the others, so that no thread waits for what training has queued
         }
         rest = {
             "epoch": epoch,
             "best_map": plain(trainer.best_map),
             "scheduler_state_dict": plain(trainer.scheduler.state_dict()),
-            "scaler_state_dict": plain(trainer.scaler.state_dict()),
             "progress": self._progress(batch),
             "history": list(trainer.history),
         }
 
         def build(copies: Sections) -> dict[str, Any]:
-            losses = iter(copies["running"])
+            running = iter(copies["running"])
+            passed = mapped(passing, lambda _: next(running))
             return {
                 **constant,
                 **rest,
@@ -113,7 +114,8 @@ class TrainerState:
                 **{name: dict(zip(modules[name].names, copies[name], strict=True)) for name in modules},
                 "optimizer_state_dict": build_optimizer(copies["optimizer_state_dict"]),
                 "gradients": dict(zip(gradients, copies["gradients"], strict=True)),
-                "loop": mapped(loop, lambda _: next(losses)),
+                "loop": passed["loop"],
+                "scaler_state_dict": mapped(passed["scaler_state_dict"], Tensor.item),
             }
 
         return sections, build
@@ -256,6 +258,19 @@ def schedule(model: Any) -> dict[str, float]:
     if not hasattr(criterion, "update"):
         return {}
     return {name: value for name, value in vars(criterion).items() if isinstance(value, (int, float))}
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Return a scaler's state with tensors for its own numbers; its `state_dict` waits until the GPU has them."""
+    if getattr(scaler, "_scale", None) is None:  # before its first use, or off
+        return plain(scaler.state_dict())  # type: ignore[no-any-return]
+    return {
+        "scale": scaler._scale,
+        "growth_factor": scaler.get_growth_factor(),
+        "backoff_factor": scaler.get_backoff_factor(),
+        "growth_interval": scaler.get_growth_interval(),
+        "_growth_tracker": scaler._growth_tracker,
+    }
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

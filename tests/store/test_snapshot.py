@@ -159,6 +159,7 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
         staged, _ = StagingBuffer().copy(sections, trainer.state.buffers)
         build_state(staged)  # of a new best model two files are made
         state = build_state(staged)
+        assert repr(state["scaler_state_dict"]) == repr(trainer.scaler.state_dict()) != "{}"
         marked = build_state({**staged, "running": [torch.full_like(each, 7) for each in staged["running"]]})
         assert {float(each) for each in (marked["loop"]["loss"], *marked["loop"]["tloss"].values())} == {7.0}
         parameters = trainer.model.named_parameters()
@@ -172,6 +173,7 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
         assert [name for name in expected if list(state[name]) != list(expected[name])] == []
         assert differences(state, expected) == []
 
+    trainer.add_callback("on_train_start", lambda trainer: setattr(trainer, "scaler", torch.amp.GradScaler("cpu")))
     trainer.add_callback("on_train_batch_end", look)
     trainer.train()
     assert {bool(state["gradients"]) for state in seen.values()} == {True, False}

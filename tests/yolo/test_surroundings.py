@@ -18,7 +18,7 @@ from kit.errors import Stopped
 from kit.run import order
 from kit.store import checkpoint
 from kit.yolo.setup import Setup
-from kit.yolo.state import TrainerState, versions
+from kit.yolo.state import TrainerState, mapped, scaler_state, versions
 from tests.help import training
 from tests.help.training import differences, rows, stop_at
 from tests.yolo.test_parity import build
@@ -57,12 +57,17 @@ def test_gradient_scaler_goes_on() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7)
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=0.1)
+    assert scaler_state(scaler) == scaler.state_dict()
     for _ in range(3):
         scaler.scale(weight.sum()).backward()
         scaler.step(optimizer)
         scaler.update()
     saved = scaler.state_dict()
     assert saved["_growth_tracker"] == 3
+    held = scaler_state(scaler)
+    assert mapped(held, torch.Tensor.item) == saved
+    assert held["scale"] is scaler._scale, "a save would wait for all that the GPU has to do"
+    assert scaler_state(torch.amp.GradScaler("cpu", enabled=False)) == {}
     other = torch.amp.GradScaler("cpu")
     other.load_state_dict(checkpoint.plain(saved))
     assert other.state_dict() == saved
