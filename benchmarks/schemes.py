@@ -330,6 +330,7 @@ class Kit(Scheme):
                 scaler=torch.amp.GradScaler("cpu", enabled=False),
                 stopper=SimpleNamespace(best_fitness=0.5, best_epoch=1),
                 args=training.model.args,
+                device=torch.device("cpu"),
                 run=SimpleNamespace(
                     config=Config(schema()),
                     identity={"task": "detect", "model": "yolo11.yaml", "names": []},

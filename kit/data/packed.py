@@ -23,8 +23,8 @@ from urllib.request import urlopen
 from kit.errors import DataError
 from kit.kaggle import session
 from kit.store import disk
+from kit.store.disk_errors import FULL, refused
 from kit.store.lock import Lock
-from kit.store.refusal import FULL, refused
 
 ENDS = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".rar", ".7z")
 END = 1 << 20  # bytes read at either end of an archive

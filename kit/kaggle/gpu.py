@@ -11,7 +11,7 @@ from kit.errors import ConfigError
 from kit.kaggle import session
 
 NO_KERNELS = 209  # cudaErrorNoKernelImageForDevice, as `torch.AcceleratorError.error_code` has it
-WORDS = ("no kernel image", "ARCH_MISMATCH")  # of a torch before 2.8 and of cuDNN, whose errors have no code
+WORDS = ("no kernel image", "ARCH_MISMATCH", "unable to find an engine")  # of a torch before 2.8 and for cuDNN
 
 
 def convolve(device: torch.device) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -134,13 +135,14 @@ def start(facts: dict[str, Any]) -> Verdict | None:
     return OK, "{task}: {model} on {data}, {classes} classes".format(**facts["start"]), ""
 
 
-def gpus(names: list[str], facts: dict[str, Any], device: Any = None) -> Verdict:
+def gpus(names: list[str], facts: dict[str, Any], device: Any = None, processes: Any = "auto") -> Verdict:
     """The GPUs, and whether this torch has kernels for them.
 
     Args:
         names: As the driver gives them.
         facts: As `kit.preflight.report.probing` has them.
         device: The setting.
+        processes: The setting.
     """
     names = names or [gpu["name"] for gpu in facts.get("gpus", ())]
     text = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
@@ -157,10 +159,14 @@ def gpus(names: list[str], facts: dict[str, Any], device: Any = None) -> Verdict
     if not facts["gpus"]:
         text += f", but torch {facts['torch']} sees none: training runs on the CPU"
         return WARNING, text, "Restart the session, or look at the driver's version and CUDA_VISIBLE_DEVICES."
-    for gpu in facts["gpus"]:
+    good = [str(number) for number, gpu in enumerate(facts["gpus"]) if gpu["kernels"]]
+    every = range(1 if processes == 1 else len(facts["gpus"]))
+    used = {int(number) for number in re.findall(r"(?<![-\d])\d+", str(device))} or every
+    for gpu in (gpu for number, gpu in enumerate(facts["gpus"]) if number in used):
+        if gpu["problem"] and gpu["kernels"]:
+            return WARNING, gpu["problem"], gpu["hint"]
         if gpu["problem"]:
-            level = WARNING if any(other["kernels"] for other in facts["gpus"]) else STOP
-            return level, gpu["problem"], gpu["hint"]
+            return STOP, gpu["problem"], gpu["hint"] + (f" Or device={','.join(good)}." if good else "")
     return OK, f"{text}, and torch has kernels for {'them' if len(names) > 1 else 'it'}", ""
 
 

@@ -139,7 +139,7 @@ def findings(
             "scratch": lambda: checks.scratch(disk),
             "internet": lambda: checks.online(internet()),
             "torch": lambda: checks.torch_itself(facts()),
-            "GPU": lambda: checks.gpus(session.gpus(), facts(), config.train.get("device")),
+            "GPU": lambda: checks.gpus(session.gpus(), facts(), config.train.get("device"), config.kit.processes),
             "checkpoints": lambda: checks.checkpoints(facts()),
             "start": lambda: checks.start(facts()),
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -203,11 +205,19 @@ def processes(config: Config) -> int:
     if isinstance(config.kit.processes, int):
         return config.kit.processes
     device, visible = config.get("device"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device in (None, ""):
-        device = visible
-    count = len(session.gpus()) if device is None else str(device).count(",") + 1
+    if device not in (None, ""):
+        count = len(re.findall(r"\d+", str(device)))
+    else:
+        count = len(session.gpus()) if visible is None else _visible(visible)
     batch = config.get("batch")
     return max(min(count, batch) if batch >= 1 else count, 1)
+
+
+def _visible(names: str) -> int:
+    """Count the GPUs that CUDA makes of CUDA_VISIBLE_DEVICES: those before the first that is none; of MIG's, one."""
+    known = re.compile(r"\d|GPU-|MIG-")
+    found = [*takewhile(known.match, map(str.strip, names.split(",")))]
+    return min(len(found), 1) if names.startswith("MIG-") else len(found)
 
 
 def measure(path: str | Path | None, words: Sequence[str]) -> Path:

@@ -1,7 +1,8 @@
 """Find the checkpoint to resume from, by content and never by modification time.
 
 A candidate counts when it is verified and belongs to the same run; among those the one of the latest branch wins, and
-of that the one with the most steps. Each gets a verdict that says why it was taken or not.
+of that the one with the most steps. Each gets a verdict that says why it was taken or not. Where none is left
+`kit.yolo.resume` looks at `best.pt`.
 """
 
 from __future__ import annotations

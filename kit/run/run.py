@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kit.config import Config
 from kit.parallel.ranks import Ranks
 from kit.run.limit import Deadline
@@ -85,9 +83,8 @@ class Run:
         self.limit = Deadline(self.config.kit.session_hours, bool(self.config.kit.backup))
         kit, line = self.config.kit, {"run_id": self.run_id, "branch": self.branch, "epochs": self.config.get("epochs")}
         self.receipt = Receipt(self.status.values.get("receipt"), line)
-        pinned = torch.cuda.is_available() and self.config.get("device") != "cpu"
         kind = Writer if self.ranks.is_main else NoWriter
-        self.writer = kind(RunFolder(self.folder).checkpoints, kit.max_lost_s, kit.max_cost_percent, pinned)
+        self.writer = kind(RunFolder(self.folder).checkpoints, kit.max_lost_s, kit.max_cost_percent)
 
     def not_exact(self, line: str) -> None:
         """Say why this session is not exact."""

@@ -3,7 +3,8 @@
 One file that plain `torch.load(path, weights_only=True)` opens: tensors and plain Python, in torch's own zip format.
 Keys: `epoch` (completed, validation included), `model_state_dict` (raw, fp32), `optimizer_state_dict`,
 `scheduler_state_dict`, `best_map`, `config`, `ema_state_dict`, `scaler_state_dict`, `progress`, `rng_state`,
-`history`, `run_id`, `format_version`, `versions`, `architecture`; the trainer adds `gradients` and `loop`.
+`history`, `run_id`, `format_version`, `versions`, `architecture`; the trainer adds `gradients`, `loop` and `ranks` (the
+number of slices).
 """
 
 from __future__ import annotations

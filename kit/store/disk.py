@@ -22,9 +22,9 @@ from typing import Any, BinaryIO, cast
 from kit.errors import MismatchError, StorageError
 from kit.kaggle import session
 from kit.store.direct import DirectFile
+from kit.store.disk_errors import DELETE, NO_LINKS, refused
 from kit.store.folder import RunFolder
 from kit.store.lock import Lock, check_place
-from kit.store.refusal import DELETE, NO_LINKS, refused
 
 TEMPORARY = ".tmp"  # the suffix of a file that is still being written; removed at the next start
 LARGEST = 4 << 20  # bytes of JSON that are read

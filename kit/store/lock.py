@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from kit.errors import BusyError, MovedError
-from kit.store.refusal import refused
+from kit.store.disk_errors import refused
 
 _held: set[Lock] = set()  # by this process
 _checking = threading.RLock()

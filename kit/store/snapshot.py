@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from weakref import ref
 
@@ -35,11 +36,10 @@ class FlatBuffer:
 
     Args:
         layouts: Of the tensors, in the order in which they will lie.
-        staging: On the CPU, wherever the tensors are.
-        pinned: Page-locked memory, which a GPU copies into by itself.
+        staging: On the CPU, wherever the tensors are; for those on a GPU page-locked, which it copies into by itself.
     """
 
-    def __init__(self, layouts: list[TensorLayout], staging: bool = False, pinned: bool = False) -> None:
+    def __init__(self, layouts: list[TensorLayout], staging: bool = False) -> None:
         self.layouts = layouts
         sizes: dict[tuple[torch.device, torch.dtype], int] = {}
         offsets = []
@@ -48,8 +48,8 @@ class FlatBuffer:
             offsets.append(-(-sizes.get(kind, 0) // step) * step)
             sizes[kind] = offsets[-1] + layout.shape.numel()
         self.buffers = {
-            (device, dtype): _staging(size, dtype, pinned) if staging else torch.zeros(size, dtype=dtype, device=device)
-            for (device, dtype), size in sizes.items()
+            kind: _staging(size, *kind) if staging else torch.zeros(size, dtype=kind[1], device=kind[0])
+            for kind, size in sizes.items()
         }
         self.views = [
             self.buffers[layout.device, layout.dtype].as_strided(layout.shape, layout.stride, offset)
@@ -99,23 +99,21 @@ def _modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
             yield from _modules(child, f"{prefix}{name}.")
 
 
-def _staging(size: int, dtype: torch.dtype, pinned: bool) -> Tensor:
+def _staging(size: int, source: torch.device, dtype: torch.dtype) -> Tensor:
     """Make memory that is touched already and begins at a page, as direct writing wants it (`kit.store.direct`)."""
-    if pinned or not size:
-        return torch.zeros(size, dtype=dtype, pin_memory=pinned)
+    if not size:
+        return torch.zeros(0, dtype=dtype)
+    if source.type == "cuda":
+        with suppress(RuntimeError):  # the machine has none left: copies take longer, which is counted as their cost
+            return torch.zeros(size, dtype=dtype, pin_memory=True)
     pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).zero_()
 
 
 class StagingBuffer:
-    """Memory for one snapshot, made once and used again and again.
+    """Memory for one snapshot, made once and used again and again."""
 
-    Args:
-        pinned: Page-locked memory, which a GPU copies into by itself.
-    """
-
-    def __init__(self, pinned: bool = False) -> None:
-        self._pinned = pinned
+    def __init__(self) -> None:
         self._staged: dict[str, FlatBuffer] = {}
         self._seen: dict[str, list[ref[Tensor]]] = {}
 
@@ -123,7 +121,7 @@ class StagingBuffer:
         """Allocate memory for sections of these layouts, and touch it: the first touch is the slow one."""
         for name, layouts in layout.items():
             if layouts and (name not in self._staged or self._staged[name].layouts != layouts):
-                self._staged[name] = FlatBuffer(layouts, staging=True, pinned=self._pinned)
+                self._staged[name] = FlatBuffer(layouts, staging=True)
                 self._seen.pop(name, None)
 
     def copy(
@@ -153,11 +151,12 @@ class StagingBuffer:
                 copies += self._staged[name].views
                 sources += tensors
             staged[name] = self._staged[name].views if tensors else []
-        began = _mark() if self._pinned else None
+        stream = _stream(sources)
+        began = _mark(stream)
         if copies:
             with torch.no_grad():
                 torch._foreach_copy_(copies, sources, non_blocking=True)
-        ended = _mark() if self._pinned else None
+        ended = _mark(stream)
         return staged, lambda: _between(began, ended)
 
     def _prepare(self, name: str, tensors: list[Tensor]) -> None:
@@ -175,9 +174,27 @@ def layout_of(tensor: Tensor) -> TensorLayout:
     return TensorLayout(tensor.shape, tensor.dtype, tensor.stride(), device)
 
 
-def _mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
+def laid_out_as(parameter: Tensor, value: Tensor, name: str = "gradient") -> Tensor:
+    """Copy a value that belongs to a parameter to its device, with its strides.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    if value.shape != parameter.shape:
+        raise ValueError(f"{name} of shape {list(value.shape)} for {list(parameter.shape)}")
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _stream(sources: list[Tensor]) -> torch.cuda.Stream | None:
+    """Return the stream that copies of these tensors are queued on, which is training's; None where none is needed."""
+    return next((torch.cuda.current_stream(each.device) for each in sources if each.is_cuda), None)
+
+
+def _mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    if stream is None:
+        return None
+    event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]  # who waits, sleeps
+    event.record(stream)
     return event
 
 

@@ -34,7 +34,6 @@ class Writer:
         folder: The run's `checkpoints` folder.
         max_lost_s: Bound on the work that a kill may cost, in seconds.
         max_cost_percent: Bound on the share of time that saving may take; it wins where the two conflict.
-        pinned: Copy into page-locked memory, for a GPU.
         disk: The system calls.
 
     Attributes:
@@ -46,9 +45,7 @@ class Writer:
         best_map: Of the best.pt that was written, or None.
     """
 
-    def __init__(
-        self, folder: Path, max_lost_s: float, max_cost_percent: float, pinned: bool = False, disk: Disk = DISK
-    ) -> None:
+    def __init__(self, folder: Path, max_lost_s: float, max_cost_percent: float, disk: Disk = DISK) -> None:
         self.folder, self.disk = folder, disk
         self.max_lost_s, self.max_cost_percent = max_lost_s, max_cost_percent
         self.saves = self.skipped = 0
@@ -57,7 +54,7 @@ class Writer:
         self._problems: dict[str, StorageError | None] = {LATEST: None, BEST: None}
         self.position: dict[str, Any] | None = None
         self.best_map: float | None = None
-        self._slots = [(StagingBuffer(pinned), _done()) for _ in range(SLOTS)]  # the next one first
+        self._slots = [(StagingBuffer(), _done()) for _ in range(SLOTS)]  # the next one first
         self._pool = ThreadPoolExecutor(1, "writer")
         self._began = self._last = time.monotonic()
         self._late = False
@@ -236,7 +233,8 @@ class Writer:
     ) -> None:
         cpu = time.thread_time()
         try:
-            self.cpu_s += (held := delivered())
+            held = delivered()
+            self.cpu_s += held if name == LATEST else 0.0  # a copy that two files are made of is taken once
             state = build(staged)
             self._publish(name, state, sum(tensor.nbytes for section in staged.values() for tensor in section), must)
             self._problems[name] = None

@@ -25,6 +25,7 @@ def prepare() -> None:
         "YOLO_CONFIG_DIR": str(home),
         "YOLO_OFFLINE": "true",
         "YOLO_VERBOSE": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS and torch read it once, maybe before Ultralytics sets it
     }.items():
         os.environ.setdefault(name, value)
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"

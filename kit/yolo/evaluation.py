@@ -1,7 +1,8 @@
 """How good the best model is: a validation of best.pt, with pictures, kept in the run folder's `results`.
 
 It is measured as training's own validation measures it: with the settings that best.pt keeps, and with what set-up made
-of them. What may change from session to session (`kit.config.FREE`: the device, the place of the data) is as given.
+of them. What may change from session to session (`kit.yolo.settings.MAY_CHANGE`: the device, the place of the data)
+is as given.
 """
 
 from __future__ import annotations

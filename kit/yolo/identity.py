@@ -1,4 +1,4 @@
-"""What tells a run from others: its task, its model and its classes."""
+"""What tells a run from others: its task, its model and its classes; `kit.run.discovery.mismatch` compares them."""
 
 from __future__ import annotations
 

@@ -22,17 +22,17 @@ from kit.config import differences
 from kit.errors import DiedError
 from kit.run.receipt import AHEAD_S
 from kit.run.run import Run
+from kit.store.disk_errors import refused
 from kit.store.folder import BEST, LATEST
-from kit.store.refusal import refused
-from kit.yolo.batches import Batches
-from kit.yolo.compatible import fitting
 from kit.yolo.recovery import Recovery
 from kit.yolo.settings import from_dict
+from kit.yolo.soundness import fitting
 from kit.yolo.state import TrainerState
+from kit.yolo.step import Step
 from kit.yolo.upstream import OwnLoop
 
 
-class Resumable(Recovery, Batches, OwnLoop):
+class Resumable(Recovery, Step, OwnLoop):
     """Mixin over one of Ultralytics' trainers; it resumes from wherever `run.resumed` stands."""
 
     def __init__(self, run: Run, overrides: dict[str, Any], callbacks: dict[str, Any] | None = None) -> None:

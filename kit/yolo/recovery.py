@@ -44,12 +44,7 @@ class Recovery(Reporting):
         if not out_of_memory(error):
             raise error
         if self.epoch > 0 or self.oom_retries >= ATTEMPTS or self.batch_size // 2 < self.run.ranks.slices:
-            raise KitError(
-                f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
-                f"imgsz={self.args.imgsz}.",
-                "Is another program using it? Else resume with a smaller batch (no longer exact): "
-                f"--resume {self.last} batch={max(self.batch_size // 2, 1)}.",
-            ) from error
+            raise self.memory_is_full() from error
         self.oom_retries += 1
         self.args.batch = self.batch_size = self.batch_size // 2
         self.run.status.say(f"Out of memory: the epoch starts again with batch={self.batch_size}")
@@ -61,6 +56,15 @@ class Recovery(Reporting):
         self.scheduler.last_epoch, self.last_opt_step, self.batch = -1, -1, 0
         self.optimizer.zero_grad()
         self.seek()
+
+    def memory_is_full(self) -> KitError:
+        """Return the error for memory that is full where no smaller batch is tried."""
+        return KitError(
+            f"The GPU's memory is full in epoch {self.epoch + 1} with batch={self.batch_size} and "
+            f"imgsz={self.args.imgsz}.",
+            "Is another program using it? Else resume with a smaller batch (no longer exact): "
+            f"--resume {self.run.config.files.latest} batch={max(self.batch_size // 2, 1)}.",
+        )
 
     def _mend_average(self) -> None:
         """Replace what is NaN or inf in the average by the model's own, as Ultralytics does on saving.
@@ -141,5 +145,6 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def lost_gpu(error: RuntimeError) -> bool:
     """Tell whether an error is one of CUDA's after which every call fails: a new process is needed."""
-    kind = getattr(torch, "AcceleratorError", ())  # of a torch before 2.8 and of cuBLAS the words alone tell
-    return (isinstance(error, kind) or "CUDA error" in str(error)) and not out_of_memory(error)
+    kind = getattr(torch, "AcceleratorError", ())  # of a torch before 2.8, cuBLAS and cuDNN the words alone tell
+    words = "CUDA error", "cuDNN error"
+    return (isinstance(error, kind) or any(each in str(error) for each in words)) and not out_of_memory(error)

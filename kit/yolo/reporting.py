@@ -29,7 +29,7 @@ class Reporting(Saving):
 
     def _compare(self, resumed: dict[str, Any]) -> None:
         """Report what has changed since the checkpoint was written."""
-        old, new = resumed["versions"], versions()
+        old, new = resumed["versions"], versions(self.device)
         if self.device.type != "cpu":
             new.pop("threads")  # irrelevant on a GPU
         changed = [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]

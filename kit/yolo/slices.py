@@ -1,4 +1,4 @@
-"""The training loop where a batch is cut into slices, which one process runs or several.
+"""The training loop where a batch is cut into slices, which one process runs or several; `kit.run.order` cuts it.
 
 As in Ultralytics' own training on several GPUs, where a slice is a rank, each slice has a forward pass of its own, with
 BatchNorm's statistics of its images alone; the gradients of all slices are added up; and model, running losses and
@@ -202,11 +202,11 @@ def assign_slices(run: Run, cuda: bool) -> None:
         )
 
 
-def sliced_trainer(run: Run, overrides: dict[str, Any]) -> type[SlicedTrainer]:
+def sliced_trainer(run: Run, overrides: dict[str, Any], device: torch.device) -> type[SlicedTrainer]:
     """Return the trainer of the task in slices, and prepare its settings."""
     ranks = run.ranks
     overrides["plots"] = ranks.is_main and run.config.get("plots")
-    same = {name: value for name, value in versions().items() if name != "threads"}  # those of the run are set
+    same = {name: value for name, value in versions(device).items() if name != "threads"}  # those of the run are set
     members = ranks.gather({"pid": os.getpid(), "host": socket.gethostname(), "versions": same})
     run.status.update(now=True, processes=[{name: each[name] for name in ("pid", "host")} for each in members])
     if any(each["versions"] != members[0]["versions"] for each in members):

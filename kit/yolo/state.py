@@ -24,12 +24,13 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from kit.run import order
 from kit.store.checkpoint import FORMAT, plain
-from kit.store.snapshot import FlatBuffer, ModuleTensors, Sections, TensorLayout, layout_of
+from kit.store.snapshot import FlatBuffer, ModuleTensors, Sections, TensorLayout, laid_out_as, layout_of
 from kit.yolo.trainer import Trainer
 
 DECIDED = ("optimizer", "lr0", "warmup_bias_lr", "max_det", "batch", "imgsz")  # what Ultralytics' set-up changes
 SCALARS = ("best_fitness", "fitness", "nan_recovery_attempts", "oom_retries", "last_opt_step")
 TENSORS = ("loss", "loss_items", "tloss")
+PASSING = ("gradients", "running")  # sections whose tensors are others after each batch
 Build = Callable[[Sections], dict[str, Any]]
 
 
@@ -61,17 +62,18 @@ class TrainerState:
             "run_id": run.run_id,
             "ranks": run.ranks.slices,
             "format_version": FORMAT,
-            "versions": versions(),
+            "versions": versions(trainer.device),
         }
 
     def move_together(self) -> dict[str, list[TensorLayout]]:
         """Move the tensors of each section into one buffer; return how they lie, with room for gradients in flight."""
         sections, _ = self.state_dict(0, 0)
         for name, tensors in sections.items():
-            if tensors and not (name in self.buffers and len(self.buffers[name].layouts) == len(tensors)):
+            if not tensors or name in PASSING:
+                continue
+            if name not in self.buffers or len(self.buffers[name].layouts) != len(tensors):
                 self.buffers[name] = FlatBuffer([layout_of(tensor) for tensor in tensors])
-            if tensors:
-                self.buffers[name].adopt(tensors)
+            self.buffers[name].adopt(tensors)
         gradients = [layout_of(parameter) for _, parameter in self._parameters if parameter.requires_grad]
         return {**{name: buffer.layouts for name, buffer in self.buffers.items()}, "gradients": gradients}
 
@@ -85,22 +87,26 @@ class TrainerState:
         in_flight = batch + epoch * len(trainer.train_loader) - trainer.last_opt_step > 1
         gradients = {name: each.grad for name, each in self._parameters if in_flight and each.grad is not None}
         moments, build_optimizer = self._optimizer()
+        passing = {"loop": self._loop(), "scaler_state_dict": scaler_state(trainer.scaler)}
+        generators, running = order.generators(), list[Tensor]()
+        mapped(passing, running.append)
         sections: Sections = {
             **{name: tensors() for name, tensors in modules.items()},
             "optimizer_state_dict": moments,
             "gradients": list(gradients.values()),
+            "running": running,  # copied with the others, so that no thread waits for what training has queued
         }
-        loop, generators = copied(self._loop(), None), order.generators()
         rest = {
             "epoch": epoch,
             "best_map": plain(trainer.best_map),
             "scheduler_state_dict": plain(trainer.scheduler.state_dict()),
-            "scaler_state_dict": plain(trainer.scaler.state_dict()),
             "progress": self._progress(batch),
             "history": list(trainer.history),
         }
 
         def build(copies: Sections) -> dict[str, Any]:
+            running = iter(copies["running"])
+            passed = mapped(passing, lambda _: next(running))
             return {
                 **constant,
                 **rest,
@@ -108,7 +114,8 @@ class TrainerState:
                 **{name: dict(zip(modules[name].names, copies[name], strict=True)) for name in modules},
                 "optimizer_state_dict": build_optimizer(copies["optimizer_state_dict"]),
                 "gradients": dict(zip(gradients, copies["gradients"], strict=True)),
-                "loop": copied(loop, torch.device("cpu")),
+                "loop": passed["loop"],
+                "scaler_state_dict": mapped(passed["scaler_state_dict"], Tensor.item),
             }
 
         return sections, build
@@ -128,7 +135,7 @@ class TrainerState:
             trainer.scaler.load_state_dict(state["scaler_state_dict"])
         for name, parameter in self._parameters:
             gradient = state["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
         self._load_loop(state["loop"])
         trainer.best_map, trainer.history = state["best_map"], state["history"]
         trainer.global_step = state["progress"]["global_step"]
@@ -156,7 +163,7 @@ class TrainerState:
         for name in SCALARS:
             setattr(trainer, name, loop[name])
         for name in TENSORS:
-            setattr(trainer, name, copied(loop[name], trainer.device))
+            setattr(trainer, name, mapped(loop[name], lambda each: each.to(trainer.device, copy=True)))
         trainer.loss_names, trainer.metrics = tuple(loop["loss_names"]), loop["metrics"]
         trainer.ema.updates = loop["ema_updates"]
         vars(trainer.stopper).update(loop["stopper"], patience=patience)
@@ -192,6 +199,7 @@ class TrainerState:
         if changed:
             if state["loop"]["decided"]["optimizer"] == trainer.args.optimizer:
                 optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+                self._lay_out_moments()
             scheduler.last_epoch = state["scheduler_state_dict"]["last_epoch"]
             for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
                 group["lr"] = rate * trainer.lf(max(scheduler.last_epoch, 0))
@@ -205,10 +213,17 @@ class TrainerState:
         for names, group in zip(needed, optimizer.param_groups, strict=True):
             if lacking := names - set(group):
                 raise KeyError(lacking.pop())
-        for parameter, kept in optimizer.state.items():  # which takes any shape, and fails at its first step
+        self._lay_out_moments()
+
+    def _lay_out_moments(self) -> None:
+        """Have the optimizer's moments lie as their parameters do; it takes any, and fails at its first step.
+
+        Those of a CPU do not where a GPU trains channels_last, nor where that setting was changed.
+        """
+        for parameter, kept in self.trainer.optimizer.state.items():
             for name, value in kept.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise ValueError(f"{name} of shape {list(value.shape)} for {list(parameter.shape)}")
+                if isinstance(value, Tensor) and value.dim():
+                    kept[name] = laid_out_as(parameter, value, name)
 
     def _progress(self, batch: int) -> dict[str, Any]:
         trainer = self.trainer
@@ -224,15 +239,15 @@ class TrainerState:
         }
 
 
-def versions() -> dict[str, Any]:
-    """Return what the bits of a run depend on beside its settings."""
+def versions(device: torch.device) -> dict[str, Any]:
+    """Return what the bits of a run on this device depend on beside its settings."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
         "ultralytics": ultralytics.__version__,
         "numpy": numpy.__version__,
-        "gpu": sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}),  # not how many
+        "gpu": [torch.cuda.get_device_name(device)] if device.type == "cuda" else [],
         "threads": torch.get_num_threads(),
     }
 
@@ -245,8 +260,21 @@ def schedule(model: Any) -> dict[str, float]:
     return {name: value for name, value in vars(criterion).items() if isinstance(value, (int, float))}
 
 
-def copied(value: Any, device: torch.device | None) -> Any:
-    """Copy the tensors in a value to a device, or to where each is."""
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Return a scaler's state with tensors for its own numbers; its `state_dict` waits until the GPU has them."""
+    if getattr(scaler, "_scale", None) is None:  # before its first use, or off
+        return plain(scaler.state_dict())  # type: ignore[no-any-return]
+    return {
+        "scale": scaler._scale,
+        "growth_factor": scaler.get_growth_factor(),
+        "backoff_factor": scaler.get_backoff_factor(),
+        "growth_interval": scaler.get_growth_interval(),
+        "_growth_tracker": scaler._growth_tracker,
+    }
+
+
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Replace each tensor in a value by what `change` makes of it."""
     if isinstance(value, dict):
-        return {name: copied(item, device) for name, item in value.items()}
-    return value.detach().to(device or value.device, copy=True) if isinstance(value, Tensor) else value
+        return {name: mapped(item, change) for name, item in value.items()}
+    return change(value) if isinstance(value, Tensor) else value

@@ -47,6 +47,7 @@ def convert(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"'{path}' holds a model and no state of a training.", f"Start from it with model={path}."
         )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # which it was is not kept
     task, epoch, rows = guess_model_task(model), saved["epoch"] + 1, _rows(saved)
     model, args = model.float(), {**DEFAULT_CFG_DICT, **args}
     average = {name: value.clone() for name, value in model.state_dict().items()}
@@ -78,7 +79,7 @@ def convert(path: Path) -> dict[str, Any] | None:
         "history": rows,
         "run_id": uuid.uuid4().hex[:12],
         "format_version": checkpoint.FORMAT,
-        "versions": {**versions(), "ultralytics": saved["version"]},
+        "versions": {**versions(device), "ultralytics": saved["version"]},
         "gradients": {},
         "ranks": None,
         "loop": {

@@ -32,18 +32,18 @@ from kit.run.limit import Deadline
 from kit.run.run import Run, open_folder
 from kit.run.status import Notice, Status
 from kit.store import checkpoint, disk
-from kit.store.refusal import refused
+from kit.store.disk_errors import refused
 from kit.text import duration
 from kit.yolo import scan
-from kit.yolo.compatible import check as check_state, fitting
 from kit.yolo.identity import identify
 from kit.yolo.logger import listening
 from kit.yolo.loop import Resumable
 from kit.yolo.models import open_checkpoint
-from kit.yolo.recovery import lost_gpu
+from kit.yolo.recovery import lost_gpu, out_of_memory
 from kit.yolo.resume import choose, complete, install
 from kit.yolo.setup import remembered
 from kit.yolo.slices import assign_slices, sliced_trainer
+from kit.yolo.soundness import check as check_state, fitting
 from kit.yolo.tasks import STOCK
 
 TRAINERS: dict[str, type[Resumable]] = {
@@ -121,8 +121,7 @@ def train(
         dataset, identity, overrides, device, alone, chosen = prepare(config, resume, world)
         with suppress(RuntimeError):  # a GPU that is busy now, with a run that is just ending, is free in a moment
             check(chosen)
-        if world.size > 1:
-            overrides["device"] = device
+        overrides["device"] = device  # as it was resolved: an idle GPU (-1) is looked for once
         if resume == "never" and world.local_rank == 0 and (old := disk.quarantine_run(config.run_folder)):
             status_module.tell(f"The old run was moved to {old}")
         if world.size > world.local_size:
@@ -142,18 +141,23 @@ def train(
             _check(run, dataset)
         assign_slices(run, cuda=chosen.type == "cuda" and alone)
         if ranks.my_slices:
-            _train(run, overrides)
+            _train(run, overrides, chosen)
 
 
 def _device(config: Config, world: World) -> tuple[str, bool]:
     """Return the device that this process trains on, and whether no process of its machine shares it."""
+    given = str(config.get("device"))
+    if world.size > 1 and "-1" in given:
+        raise ConfigError(
+            f"device={given}: each process would look for idle GPUs anew.", "Name them, as in device=0,1."
+        )
     device: str = parse_device(config.get("device"))
     if world.size == 1:
         if "," in device:
             raise ConfigError(f"device={device} needs one process per device.", "Set kit.processes=auto.")
         return device, True
     devices = device.split(",") if device else [str(number) for number in range(torch.cuda.device_count())] or ["cpu"]
-    return devices[world.local_rank % len(devices)], world.local_size <= len(devices)
+    return devices[world.local_rank % len(devices)], world.local_size <= len(set(devices))
 
 
 def _open(
@@ -217,7 +221,7 @@ def _check(run: Run, dataset: DataSet) -> None:
     run.data = {"path": remembered(dataset, copy), "fingerprint": report.fingerprint}
 
 
-def _train(run: Run, overrides: dict[str, Any]) -> None:
+def _train(run: Run, overrides: dict[str, Any], device: torch.device) -> None:
     status, config = run.status, run.config
     overrides["save_dir"] = str(run.folder)
     if run.resumed:  # what set-up decided then holds, unless the setting was changed since
@@ -231,12 +235,17 @@ def _train(run: Run, overrides: dict[str, Any]) -> None:
     status.update(now=True, state="starting", run_id=run.run_id, run=config.kit.run, epochs=config.get("epochs"))
     status.update(session_ends=run.limit.ends)
     try:
-        kind = TRAINERS[run.identity["task"]] if run.ranks.slices == 1 else sliced_trainer(run, overrides)
+        kind = TRAINERS[run.identity["task"]] if run.ranks.slices == 1 else sliced_trainer(run, overrides, device)
         try:
             trainer = kind(run, overrides)
         except OSError as error:  # Ultralytics makes folders and writes args.yaml
             raise refused(f"'{run.folder}' cannot be written", error) from error
-        trainer.train()
+        try:
+            trainer.train()
+        except RuntimeError as error:
+            if out_of_memory(error):  # in set-up, in validation, in the optimizer's first step
+                raise trainer.memory_is_full() from error
+            raise
     except Stopped as stopped:
         status.update(now=True, state="stopped")
         epoch = min(trainer.epoch + 1, trainer.epochs)

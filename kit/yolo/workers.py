@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from kit.errors import DiedError
 from kit.kaggle import deaths, machine
 from kit.yolo import upstream
 
@@ -34,6 +35,7 @@ class Workers:
         self._waiting, self._kills = waiting, machine.oom_kills()
         iterator: Any = upstream.own_iterator(loader)
         self._stock, self._workers = iterator, iterator._workers
+        self._pinning = getattr(iterator, "_pin_memory_thread", None)  # on a GPU
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no error out of torch's handler
 
@@ -65,6 +67,8 @@ class Workers:
                 if (code := worker.exitcode) is not None:
                     who = f"Loader worker {number} of {len(self._workers)}"
                     raise deaths.lost(who, code, self._kills)
+            if self._pinning is not None and not self._pinning.is_alive():  # torch looks only where it has no timeout
+                raise DiedError("The thread that copies batches into memory for the GPU has ended.", deaths.AGAIN)
             if time.monotonic() >= give_up:
                 return
             time.sleep(0.01)

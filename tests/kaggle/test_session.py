@@ -155,7 +155,8 @@ def test_driver_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest
 
 def test_environment_keeps_ultralytics_at_home_and_what_was_set(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings go to scratch and models load through the allow-list; a variable of the user's own is left alone."""
-    for name in ("YOLO_CONFIG_DIR", "YOLO_OFFLINE", "YOLO_VERBOSE", "ULTRALYTICS_SAFE_LOAD"):
+    names = "YOLO_CONFIG_DIR", "YOLO_OFFLINE", "YOLO_VERBOSE", "ULTRALYTICS_SAFE_LOAD", "CUBLAS_WORKSPACE_CONFIG"
+    for name in names:
         monkeypatch.setenv(name, "")  # so that it is put back after the test
         monkeypatch.delenv(name)
     monkeypatch.setenv("YOLO_VERBOSE", "true")
@@ -164,6 +165,7 @@ def test_environment_keeps_ultralytics_at_home_and_what_was_set(place: Path, mon
     assert os.environ["YOLO_OFFLINE"] == "true"
     assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "true"
     assert os.environ["YOLO_VERBOSE"] == "true"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_kaggle_keeps_twenty_gigabytes_of_the_working_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

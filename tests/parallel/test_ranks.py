@@ -19,6 +19,7 @@ from kit.process import launch, torchrun
 from kit.run.order import EpochOrder, Sample, cut
 from kit.yolo.loop import Resumable
 from kit.yolo.settings import load
+from kit.yolo.train import _device
 from tests.help import training
 from tests.help.training import differences, rows, stop_at
 
@@ -275,10 +276,18 @@ def test_what_the_ranks_cannot_do_is_said_at_the_start(place: Path, change: dict
         ({"device": 0}, None, 1),
         ({"device": "0,1"}, None, 2),
         ({"device": [0, 1, 2]}, None, 3),
+        ({"device": "0,"}, None, 1),
+        ({"device": "cuda:1"}, None, 1),
+        ({"device": -1}, "0,1", 1),
         ({"device": "0,1", "batch": 1}, None, 1),
         ({"device": "0,1", "batch": -1}, None, 2),
         ({}, "0,3", 2),
         ({}, "", 1),
+        ({}, "0,", 1),
+        ({}, "-1", 1),
+        ({}, "1,-1,0", 1),
+        ({}, "GPU-8f6a-0,GPU-8f6a-1", 2),
+        ({}, "MIG-4c2d-0,MIG-4c2d-1", 1),
         ({"kit.processes": 3}, "0,1", 3),
         ({"kit.processes": 1}, "0,1", 1),
     ],
@@ -292,6 +301,21 @@ def test_one_process_per_gpu_is_started(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     (place / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
     assert launch.processes(load(place / "config.yaml", settings)) == count
+
+
+def test_processes_that_are_given_one_gpu_twice_share_it(place: Path) -> None:
+    """NCCL takes no GPU twice."""
+    (place / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
+    shared, apart = (load(place / "config.yaml", {"device": device}) for device in ("0,0", "0,1"))
+    assert [_device(shared, World(rank, 2, rank, 2)) for rank in (0, 1)] == [("0", False), ("0", False)]
+    assert [_device(apart, World(rank, 2, rank, 2)) for rank in (0, 1)] == [("0", True), ("1", True)]
+
+
+def test_idle_gpus_are_not_looked_for_by_each_process(place: Path) -> None:
+    """The first one's work would change what the second finds."""
+    (place / "config.yaml").write_text("model: a.yaml\ndata: b.yaml\n")
+    with pytest.raises(ConfigError, match="Name them"):
+        _device(load(place / "config.yaml", {"device": "-1,-1"}), World(1, 2, 1, 2))
 
 
 def test_stop_that_ends_all_before_training_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from kit.yolo.settings import load
 from tests.help import samples, training
 
 NO_IMAGE = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be ..."
+NO_ENGINE = "GET was unable to find an engine to execute this computation"  # of a cuDNN that has dropped the card
 GPU = torch.device("cuda", 0)
 
 
@@ -54,7 +55,7 @@ def failing(text: str) -> Any:
     ("variable", "way"),
     [("KAGGLE_KERNEL_RUN_TYPE", "Choose GPU T4 x2 in Session options"), ("", "Take another GPU or build of torch")],
 )
-@pytest.mark.parametrize("text", [NO_IMAGE, "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH"])
+@pytest.mark.parametrize("text", [NO_IMAGE, "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH", NO_ENGINE])
 def test_gpu_without_kernels_is_named_with_a_way_out(
     monkeypatch: pytest.MonkeyPatch, variable: str, way: str, text: str
 ) -> None:

@@ -266,12 +266,21 @@ def test_gpu_that_only_torch_sees_is_named(place: Path) -> None:
 
 
 def test_gpu_without_kernels_stops(place: Path) -> None:
-    """Kaggle's P100 under today's torch; one good GPU beside it is enough to start."""
+    """Kaggle's P100 under today's torch."""
     driver(place, "Tesla P100")
     found = look({**GOOD, "gpus": [LOST]})
     check(found["GPU"], "stop", "Tesla P100 (sm_60) has no kernels in torch 2.10", "Choose GPU T4 x2")
     assert report.conclusion(list(found.values())) == "✗ Training cannot start like this: see GPU."
-    check(look({**GOOD, "gpus": [FINE, LOST]})["GPU"], "warning", "Tesla P100 (sm_60) has no kernels", "Choose GPU T4")
+
+
+def test_gpu_without_kernels_beside_a_good_one_stops_where_it_is_used(place: Path) -> None:
+    """Each visible GPU trains, unless `device` or `kit.processes` leaves it out."""
+    driver(place, "Tesla T4", "Tesla P100")
+    two = {**GOOD, "gpus": [FINE, LOST]}
+    for settings in ({}, {"device": 1}, {"device": "0,1"}, {"device": "-1"}):
+        check(look(two, settings=settings)["GPU"], "stop", "Tesla P100 (sm_60) has no kernels", "Or device=0.")
+    for settings in ({"device": 0}, {"device": "cuda:0"}, {"kit.processes": 1}):
+        assert look(two, settings=settings)["GPU"].level == "ok"
 
 
 def test_gpu_that_is_not_used_does_not_stop(place: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from kit.kaggle import deaths, machine, session
 from kit.process.restarts import Restarts
 from kit.yolo import recovery
 from kit.yolo.settings import schema
+from kit.yolo.workers import Workers
 from tests.help import training
 from tests.help.training import Child, differences, rows
 from tests.parallel.test_processes import gone, pids, start, wait_for_step
@@ -234,6 +236,19 @@ def test_kernel_that_has_ended_a_process_for_memory_is_named(monkeypatch: pytest
     assert str(deaths.lost("It", 3, 2)) == "It ended with exit code 3. Run again to go on from the last checkpoint."
 
 
+def test_end_of_the_thread_that_pins_batches_is_noticed() -> None:
+    """On a GPU alone; torch says no more than that no batch came in time, for ever."""
+    workers = Workers.__new__(Workers)
+    workers._workers, workers._pinning = [], Thread(target=lambda: None)
+    workers._pinning.start()
+    workers._pinning.join()
+    workers._stock = iter([1])
+    with pytest.raises(DiedError, match="thread that copies batches into memory for the GPU has ended"):
+        next(workers)
+    workers._pinning = None
+    assert next(workers) == 1
+
+
 def test_broken_gpu_is_told_from_a_full_one() -> None:
     """After the one every call fails; of the other training recovers by itself. By class and code, else by words."""
     lost, full = torch.AcceleratorError("It broke."), torch.AcceleratorError("It broke.")
@@ -245,5 +260,7 @@ def test_broken_gpu_is_told_from_a_full_one() -> None:
     assert recovery.out_of_memory(torch.OutOfMemoryError("It is full."))
     assert recovery.out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
     assert recovery.lost_gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert recovery.lost_gpu(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
+    assert not recovery.lost_gpu(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
     assert not recovery.lost_gpu(RuntimeError("CUDA error: out of memory"))
     assert not recovery.lost_gpu(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))

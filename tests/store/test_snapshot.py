@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kit.store import checkpoint
-from kit.store.snapshot import ALIGNMENT, FlatBuffer, ModuleTensors, StagingBuffer, layout_of
+from kit.store import checkpoint, snapshot
+from kit.store.snapshot import ALIGNMENT, FlatBuffer, ModuleTensors, StagingBuffer, laid_out_as, layout_of
 from tests.help import training
 from tests.help.training import differences
 
@@ -159,6 +159,9 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
         staged, _ = StagingBuffer().copy(sections, trainer.state.buffers)
         build_state(staged)  # of a new best model two files are made
         state = build_state(staged)
+        assert repr(state["scaler_state_dict"]) == repr(trainer.scaler.state_dict()) != "{}"
+        marked = build_state({**staged, "running": [torch.full_like(each, 7) for each in staged["running"]]})
+        assert {float(each) for each in (marked["loop"]["loss"], *marked["loop"]["tloss"].values())} == {7.0}
         parameters = trainer.model.named_parameters()
         seen[str(trainer.batch)] = state
         expected = {
@@ -170,6 +173,7 @@ def test_checkpoint_of_a_snapshot_holds_what_state_dict_would(place: Path, optim
         assert [name for name in expected if list(state[name]) != list(expected[name])] == []
         assert differences(state, expected) == []
 
+    trainer.add_callback("on_train_start", lambda trainer: setattr(trainer, "scaler", torch.amp.GradScaler("cpu")))
     trainer.add_callback("on_train_batch_end", look)
     trainer.train()
     assert {bool(state["gradients"]) for state in seen.values()} == {True, False}
@@ -193,3 +197,72 @@ def test_staging_memory_begins_where_the_disk_wants_it(dtype: torch.dtype) -> No
     copies, _ = staging.copy({"model": tensors})
     assert copies["model"][0].untyped_storage().data_ptr() % 4096 == 0
     assert all(torch.equal(one, other) for one, other in zip(tensors, copies["model"], strict=True))
+
+
+class Event:
+    """Notes what is asked of CUDA's events, in their order."""
+
+    calls: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, **flags: bool) -> None:
+        self.calls.append(flags)
+
+    def record(self, stream: str) -> None:
+        self.calls.append(stream)
+
+    def synchronize(self) -> None:
+        self.calls.append("waited")
+
+    def elapsed_time(self, other: Any) -> float:
+        self.calls.append("measured")
+        return 7.0
+
+
+def test_copies_of_a_gpu_are_between_two_events_of_its_stream_for_which_the_writer_sleeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An event that is not `blocking` is waited for by a core that spins, until all that was queued before is done."""
+    monkeypatch.setattr(Event, "calls", calls := [])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(snapshot, "_stream", lambda sources: "training's")
+    copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *lists, **flags: (calls.append(flags), copy(*lists)))
+    _, delivered = StagingBuffer().copy(tensors())
+    flags = {"enable_timing": True, "blocking": True}
+    assert calls == [flags, "training's", {"non_blocking": True}, flags, "training's"]
+    assert delivered() == 0.007
+    assert calls[5:] == ["waited", "measured"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_memory_for_a_gpu_is_page_locked_where_the_machine_has_some(
+    monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """For what lies on a GPU alone; without it a save takes longer, and training goes on."""
+    asked: list[bool] = []
+    zeros = torch.zeros
+
+    def fake(*size: Any, pin_memory: bool = False, **how: Any) -> Tensor:
+        asked.append(pin_memory)
+        if pin_memory and refused:
+            raise RuntimeError("CUDA error: out of memory")
+        return zeros(*size, **how)
+
+    monkeypatch.setattr(torch, "zeros", fake)
+    layouts = [layout_of(torch.ones(5))._replace(device=torch.device(name)) for name in ("cuda:1", "cpu")]
+    flat = FlatBuffer(layouts, staging=True)
+    assert asked == [True]
+    assert [view.device.type for view in flat.views] == ["cpu", "cpu"]
+    assert (flat.views[0].data_ptr() % 4096 == 0) or not refused
+
+
+def test_copy_lies_as_its_parameter_does() -> None:
+    """Fused optimizers refuse moments that do not, those of a CPU for a channels_last model for one."""
+    parameter = torch.nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    value = torch.randn(2, 3, 4, 5)
+    copy = laid_out_as(parameter, value)
+    assert copy.stride() == parameter.stride() != value.stride()
+    assert torch.equal(copy, value)
+    assert not copy.requires_grad
+    with pytest.raises(ValueError, match=r"gradient of shape \[1, 5\] for \[2, 3, 4, 5\]"):
+        laid_out_as(parameter, torch.ones(1, 5))

@@ -16,6 +16,7 @@ import torch
 from kit.errors import StorageError
 from kit.store import checkpoint
 from kit.store.disk import Disk
+from kit.store.snapshot import StagingBuffer
 from kit.store.writer import Writer
 from tests.chaos import kills
 from tests.help.fakes import FailingDisk, FullDisk
@@ -73,6 +74,16 @@ def test_save_keeps_the_generation_before(tmp_path: Path) -> None:
     for number in (2, 3):
         save(writer, number)
         assert steps(tmp_path / "checkpoints") == {"latest.pt": number, "previous.pt": number - 1}
+
+
+def test_copy_of_a_gpu_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new best model and the newest checkpoint are made of one."""
+    own = StagingBuffer.copy
+    monkeypatch.setattr(StagingBuffer, "copy", lambda *given: (own(*given)[0], lambda: 100.0))
+    writer = Writer(tmp_path, 30, 1)
+    save(writer, 1, best=True)
+    assert 100 <= writer.cpu_s < 200
+    writer.close()
 
 
 def test_new_best_is_written_beside_the_latest(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ EVERY_BATCH = {"kit.max_lost_s": 1e-6, "kit.max_cost_percent": 1e9}
 GPU = {"device": DEVICE, "amp": REAL, "imgsz": 160 if REAL else 64, "plots": False}
 LAYERED = {"nbs": 12, "warmup_epochs": 1, "mixup": 0.5, "copy_paste": 0.5}
 YOLO26 = {"model": "yolo26n.yaml"}
-# What torch names as not deterministic on CUDA in these trainings; the README names the same.
+# What torch names as not deterministic on CUDA in these trainings; docs/how-it-works.md says why there is none.
 NOT_DETERMINISTIC: set[str] = set()
 
 
@@ -97,7 +97,7 @@ def test_scale_that_has_grown_or_overflowed_goes_on(
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
-def test_operations_that_torch_calls_not_deterministic_are_those_that_the_readme_names(
+def test_operations_that_torch_calls_not_deterministic_are_those_that_are_named(
     place: Path, shown: list[str], task: str
 ) -> None:
     """Torch warns of each, because Ultralytics asks it to (`deterministic=True`)."""

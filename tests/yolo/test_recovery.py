@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kit.errors import KitError
 from kit.store import checkpoint
@@ -121,6 +122,22 @@ def test_full_memory_in_a_later_epoch_says_what_to_do(place: Path, monkeypatch: 
     with pytest.raises(KitError, match=r"full in epoch 2 with batch=4 and imgsz=64.*--resume .*latest\.pt batch=2\."):
         training.train(values)
     assert training.read(place / "working/runs/train/checkpoints/latest.pt")["epoch"] == 1
+
+
+@pytest.mark.parametrize("where", ["_validated", "optimizer_step", "build_pipeline"])
+def test_full_memory_outside_of_a_batch_says_what_to_do(
+    place: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A validation has twice the images, and no gradients: nothing is halved for it."""
+
+    def full(self: Any, *_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Resumable, where, full)
+    if where == "build_pipeline":
+        with_little_memory(monkeypatch, largest=2)
+    with pytest.raises(KitError, match=r"memory is full in epoch 1 with batch=\d .*--resume .*latest\.pt batch=\d\."):
+        training.train(training.settings(place, epochs=1))
 
 
 def test_other_errors_are_not_taken_for_full_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

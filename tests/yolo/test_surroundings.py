@@ -18,6 +18,7 @@ from kit.errors import Stopped
 from kit.run import order
 from kit.store import checkpoint
 from kit.yolo.setup import Setup
+from kit.yolo.state import TrainerState, mapped, scaler_state, versions
 from tests.help import training
 from tests.help.training import differences, rows, stop_at
 from tests.yolo.test_parity import build
@@ -56,12 +57,17 @@ def test_gradient_scaler_goes_on() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7)
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=0.1)
+    assert scaler_state(scaler) == scaler.state_dict()
     for _ in range(3):
         scaler.scale(weight.sum()).backward()
         scaler.step(optimizer)
         scaler.update()
     saved = scaler.state_dict()
     assert saved["_growth_tracker"] == 3
+    held = scaler_state(scaler)
+    assert mapped(held, torch.Tensor.item) == saved
+    assert held["scale"] is scaler._scale, "a save would wait for all that the GPU has to do"
+    assert scaler_state(torch.amp.GradScaler("cpu", enabled=False)) == {}
     other = torch.amp.GradScaler("cpu")
     other.load_state_dict(checkpoint.plain(saved))
     assert other.state_dict() == saved
@@ -123,6 +129,49 @@ def test_other_surroundings_are_said(place: Path, capsys: pytest.CaptureFixture[
     assert training.train(values)["epoch"] == 2
     said = capsys.readouterr().out
     assert f"No longer bit-exact, the environment changed: torch 2.0.1 -> {torch.__version__}; gpu ['Tesla" in said
+
+
+def test_gpu_of_a_run_is_the_one_that_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """23: not each that is there: one may be of another kind, and with `device=cpu` none counts."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_name",
+        lambda device: (
+            f"kind {torch.device('cuda', device).index}" if isinstance(device, int) else f"kind {device.index}"
+        ),
+    )
+    assert versions(torch.device("cuda", 1))["gpu"] == ["kind 1"]
+    assert versions(torch.device("cpu"))["gpu"] == []
+
+
+def test_moments_and_gradients_lie_as_their_parameters_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12, 13: from a machine, or with a setting, that laid them out otherwise; fused optimizers would refuse them."""
+    values = training.settings(place, epochs=2, nbs=12, optimizer="AdamW")
+    untouched = training.train({**values, "kit.run": "runs/untouched"})
+    latest = stopped(place, values, 3 + 2 + 2)
+    state, seen = training.read(latest), []
+    tensors = [*state["gradients"].values()]
+    for kept in state["optimizer_state_dict"]["state"].values():
+        tensors += [kept["exp_avg"], kept["exp_avg_sq"]]
+    for each in tensors:
+        if each.dim() == 4:
+            each.data = each.clone(memory_format=torch.channels_last)
+    assert state["gradients"]
+    rewrite(latest, gradients=state["gradients"], optimizer_state_dict=state["optimizer_state_dict"])
+    assert any(not each.is_contiguous() for each in training.read(latest)["gradients"].values())
+    move = TrainerState.move_together
+
+    def look(self: TrainerState) -> Any:
+        if not seen:
+            for parameter, kept in self.trainer.optimizer.state.items():
+                values = [*kept.values(), *([] if parameter.grad is None else [parameter.grad])]
+                seen.extend(value.is_contiguous() for value in values if value.dim())
+        return move(self)
+
+    monkeypatch.setattr(TrainerState, "move_together", look)
+    assert differences(untouched, training.train(values)) == []
+    assert set(seen) == {True}
 
 
 def test_other_images_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from kit.run import order
 from kit.yolo.trainer import Trainer
 
 
-class Batches(Trainer):
+class Step(Trainer):
     """Mixin over one of Ultralytics' trainers: learning rates, forward and backward pass, the optimizer's step."""
 
     def run_batch(self, i: int, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits the run that resumes from it."""
+"""Whether the values of a checkpoint are sound, and the sentence for one that does not fit the run."""
 
 from __future__ import annotations
 

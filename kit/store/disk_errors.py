@@ -1,4 +1,4 @@
-"""What it means that the disk refuses, and what to do."""
+"""What an error of the disk means, and what to do."""
 
 from __future__ import annotations
 
