@@ -55,7 +55,7 @@ class Workers:
                     self._check(patience=POLL_S)
                     raise
                 self._waiting(time.monotonic() - began)
-            except OSError:  # what a worker has sent is fetched from itself
+            except (OSError, EOFError):  # what a worker has sent is fetched from itself
                 self._check(patience=POLL_S)
                 raise
 

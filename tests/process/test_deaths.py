@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -234,6 +235,23 @@ def test_kernel_that_has_ended_a_process_for_memory_is_named(monkeypatch: pytest
     assert "Most often memory is full. Lower workers=" in str(deaths.lost("It", -9, 3))
     assert "Shared memory (/dev/shm) or a disk is full" in str(deaths.lost("It", -7, 2))
     assert str(deaths.lost("It", 3, 2)) == "It ended with exit code 3. Run again to go on from the last checkpoint."
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_worker_that_is_lost_while_it_hands_a_batch_over_is_named(error: type[Exception]) -> None:
+    """Its end of the pipe closes before it counts as ended."""
+    ends = iter([None, None, -9])
+    worker = type("Worker", (), {"exitcode": property(lambda self: next(ends))})()
+    workers = Workers.__new__(Workers)
+    workers._workers, workers._pinning, workers._kills = [worker], None, 0
+
+    def hand_over() -> Iterator[Any]:
+        raise error
+        yield
+
+    workers._stock = hand_over()
+    with pytest.raises(DiedError, match="Loader worker 1 of 1 was ended by SIGKILL"):
+        next(workers)
 
 
 def test_end_of_the_thread_that_pins_batches_is_noticed() -> None:

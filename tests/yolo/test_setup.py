@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from kit.errors import ConfigError, Stopped
+from kit.errors import ConfigError, KitError, Stopped
 from tests.help import training
 from tests.help.training import differences, stop_at
 
@@ -50,7 +50,7 @@ def test_image_size_of_two_sides_trains_on_squares_of_the_longer_one(place: Path
 
 
 def test_gpu_on_which_no_batch_size_fits_is_a_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Ultralytics raises then is no error of CUDA's; those stay as they are."""
+    """What Ultralytics raises then is no error of CUDA's; full memory is said as anywhere else."""
     raised: list[RuntimeError] = [RuntimeError("AutoBatch: no usable batch size found"), torch.OutOfMemoryError("full")]
 
     def autobatch(*args: Any, **kwargs: Any) -> int:
@@ -59,5 +59,5 @@ def test_gpu_on_which_no_batch_size_fits_is_a_sentence(place: Path, monkeypatch:
     monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", autobatch)
     with pytest.raises(ConfigError, match=r"No batch size was found .* with imgsz=64. End what else uses the GPU"):
         training.train(training.settings(place, batch=-1))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(KitError, match="The GPU's memory is full"):
         training.train(training.settings(place, batch=-1), resume="never")
