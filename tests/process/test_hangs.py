@@ -31,6 +31,7 @@ if "KIT_PARENT" in os.environ and "backups" not in sys.orig_argv:
     import {module} as module
     def blocked(*words, **named):
         open({pipe!r})
+    assert callable(module.{name})
     module.{name} = blocked
 """
 
@@ -99,7 +100,7 @@ def test_data_set_among_the_inputs_that_is_a_pipe_is_passed_over(place: Path) ->
     assert child.process.wait(120) == 0, child.output()
 
 
-@pytest.mark.parametrize("at", ["kit.data.check start", "kit.store.disk remove_leftovers"])
+@pytest.mark.parametrize("at", ["kit.data.check look", "kit.store.disk remove_leftovers"])
 def test_stop_ends_what_hangs_before_training(place: Path, at: str) -> None:
     """Wherever: nothing was trained yet, so nothing is lost."""
     module, name = at.split()
@@ -114,7 +115,7 @@ def test_stop_ends_what_hangs_before_training(place: Path, at: str) -> None:
 @pytest.mark.slow
 def test_stop_ends_two_processes_that_hang_before_training(place: Path) -> None:
     """Under torchrun: one of them hangs, the other waits for it; exit 75, and nobody is left."""
-    text = BLOCKED.format(module="kit.data.check", name="start", pipe=str(pipe(place / "pipe")))
+    text = BLOCKED.format(module="kit.data.check", name="look", pipe=str(pipe(place / "pipe")))
     child = start(place, run_settings(place), 2, **hook(place, text))
     child.wait_for(lambda _: (place / "working/runs/train/.lock").exists())
     time.sleep(1)
@@ -193,7 +194,7 @@ def test_limit_ends_what_hangs(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(children, "LAST_S", 2.0)
     monkeypatch.setenv("KIT_SESSION_START", str(time.time() - 3600))
     for name, value in hook(
-        place, BLOCKED.format(module="kit.data.check", name="start", pipe=str(pipe(place / "pipe")))
+        place, BLOCKED.format(module="kit.data.check", name="look", pipe=str(pipe(place / "pipe")))
     ).items():
         monkeypatch.setenv(name, value)
     values = training.settings(place, **{"kit.session_hours": 1})
