@@ -57,12 +57,8 @@ def resolve(name: str, classify: bool | None = False) -> DataSet:
     if "://" in name:
         return _unpacked(name, packed.fetch(name), classify)
     path = _locate(name, classify)
-    if path.is_dir():
-        return _classification(path)
-    if not path.is_file() and (built_in := shipped.description_of(name)):
-        return _shipped(built_in, name)
     if not packed.is_archive(path):
-        return _detection(path)
+        return _understood(path, name)
     return _unpacked(str(path), packed.unpack(path), classify)
 
 
@@ -75,8 +71,8 @@ def check(name: str, classify: bool | None = False) -> None:
         DataError: It is missing or broken, or there are several.
     """
     inputs.forget()
-    if not ("://" in name or packed.is_archive(_locate(name, classify))):
-        resolve(name, classify)
+    if "://" not in name and not packed.is_archive(path := _locate(name, classify)):
+        _understood(path, name)
 
 
 def bring(dataset: DataSet) -> DataSet:
@@ -99,6 +95,14 @@ def _locate(name: str, classify: bool | None) -> Path:
         return shapes.make(session.scratch() / "datasets" / "shapes")
     path = Path(name).expanduser().absolute()
     return _find_within(path, classify) if path.is_dir() else path
+
+
+def _understood(path: Path, name: str) -> DataSet:
+    if path.is_dir():
+        return _classification(path)
+    if not path.is_file() and (built_in := shipped.description_of(name)):
+        return _shipped(built_in, name)
+    return _detection(path)
 
 
 def _unpacked(name: str, folder: Path, classify: bool | None) -> DataSet:
